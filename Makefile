@@ -1,0 +1,79 @@
+# Everything starts from a fresh clone with Python 3.11 or newer and pip: each target sets up what it needs, once.
+#
+#   make demo     ask a real DICOM image a question and look at the answer
+#   make test     the test suite
+#   make lint     ruff and mypy
+#   make bench    the side-by-side benchmarks
+#   make clean    remove the virtual environment and what the targets wrote
+#
+# TORCH is the one requirement that differs between machines. On Linux, PyPI's torch is the CUDA build (some GB); for the
+# CPU build say
+#   make demo TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+
+# What `make demo` asks. The first scan comes with pydicom (the names are those of pydicom.examples); the second one is an
+# abdominal CT series, used where the data pack lies beside the checkout.
+DEMO_OUT ?= medsight-answer
+DEMO_EXAMPLE ?= overlay
+DEMO_QUESTION ?= Segment the liver in this image.
+DEMO_CT ?= ../shared/data/dicom/ct_abdomen_totalseg
+DEMO_CT_SLICE ?= 10
+DEMO_CT_QUESTION ?= Segment the liver in this image.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+RUN := $(VENV)/.ready-to-run
+DEV := $(VENV)/.ready-to-develop
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+
+help:
+	@sed -n 's/^#   make/make/p' $(firstword $(MAKEFILE_LIST)) | grep -v TORCH
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "MedSIGHT needs Python 3.11 or newer, '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Say make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "No virtual environment could be made in $(VENV). On Debian and Ubuntu: apt install python3-venv"; rm -rf $(VENV); exit 1; }
+
+# torch goes first and alone: what follows then finds it present and does not fetch another build.
+$(RUN): pyproject.toml | $(VENV)/bin/python
+	@echo "Setting up $(VENV) (once; some minutes) ..."
+	@$(PIP) install $(TORCH)
+	@$(PIP) install -e '.[model]'
+	@touch $@
+
+$(DEV): $(RUN)
+	@echo "Setting up the tools for tests and training (once) ..."
+	@$(PIP) install -e '.[train,dev]'
+	@touch $@
+
+demo: $(RUN)
+	@scan=$$($(VENV)/bin/python -c 'import sys; from pydicom import examples; print(examples.get_path(sys.argv[1]))' '$(DEMO_EXAMPLE)'); \
+	echo; echo "== A DICOM image that comes with pydicom: $$(basename "$$scan")"; \
+	$(VENV)/bin/medsight ask "$$scan" '$(DEMO_QUESTION)' --out '$(DEMO_OUT)/$(DEMO_EXAMPLE)'
+	@if [ -d '$(DEMO_CT)' ]; then \
+	  echo; echo "== An abdominal CT series, slice $(DEMO_CT_SLICE)"; \
+	  $(VENV)/bin/medsight ask '$(DEMO_CT)' '$(DEMO_CT_QUESTION)' --slice $(DEMO_CT_SLICE) --out '$(DEMO_OUT)/ct_abdomen'; \
+	fi
+	@echo; echo "The pictures and pages are here (open report.html in a browser and click a word):"; \
+	find "$$PWD/$(DEMO_OUT)" \( -name overlay.png -o -name report.html -o -name segmentation.dcm \) | sort | sed 's/^/  /'
+
+# One thread per worker: two workers with two threads each would fight over two cores.
+test: $(DEV)
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+lint: $(DEV)
+	@$(VENV)/bin/python -m ruff check .
+	@$(VENV)/bin/python -m mypy
+
+bench: $(DEV)
+	@shopt -s nullglob; for script in benchmarks/bench_*.py; do echo "== $$script"; $(VENV)/bin/python "$$script"; done
+
+clean:
+	rm -rf $(VENV) $(DEMO_OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,48 @@
+"""What all tests share: the data pack beside the checkout, and the count of what was skipped."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = REPOSITORY.parent / "shared"
+
+
+def _folder_or_skip(folder: Path) -> Path:
+    if not folder.is_dir():
+        pytest.skip(f"the data pack is not beside the checkout (../{folder.relative_to(REPOSITORY.parent)} is absent)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real images beside the checkout (``../shared/data``); the test is skipped where they are absent."""
+    return _folder_or_skip(SHARED / "data")
+
+
+@pytest.fixture(scope="session")
+def shared_parity() -> Path:
+    """Reference tensors beside the checkout (``../shared/parity``); the test is skipped where they are absent."""
+    return _folder_or_skip(SHARED / "parity")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says how many tests were skipped and why: a suite that skips quietly proves less than it seems to."""
+    reasons: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        place = report.longrepr
+        text = place[2] if isinstance(place, tuple) else str(place)
+        reasons[text.removeprefix("Skipped: ")] += 1
+    terminalreporter.section("skipped tests")
+    terminalreporter.write_line(f"{reasons.total()} skipped")
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count:5d}  {reason}")
