@@ -1,0 +1,131 @@
+"""Images with masks in the BiomedParse layout: one manifest row per mask, gathered to one sample per image."""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+GENERIC = frozenset({"tumor", "lesion"})
+"""Targets that repeat the mask of a more precise one (BiomedParse writes both, so that either word finds it)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A mask with all the words that name it, the most precise first."""
+
+    names: tuple[str, ...]
+    mask: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """The most precise name."""
+        return self.names[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image.
+
+    Attributes:
+        image: `(size, size, 3)` uint8.
+        targets: distinct masks `(size, size)` bool; none on an image without findings.
+        dataset, modality, site, patient, diagnosis, path: as in the manifest.
+        questions: pairs of question and answer, where the source has them.
+    """
+
+    image: np.ndarray
+    targets: tuple[Target, ...]
+    dataset: str
+    modality: str
+    site: str
+    patient: str
+    diagnosis: str | None
+    path: str
+    questions: tuple[tuple[str, str], ...] = ()
+
+
+def load_samples(
+    root: Path, *, split: str, manifests: Sequence[str] = ("manifest.jsonl", "negatives.jsonl"), workers: int = 2
+) -> list[Sample]:
+    """Read a split into memory.
+
+    Args:
+        root: folder of the manifests; paths in them are relative to it.
+        split: "train" or "test".
+        manifests: files to read; those that do not exist are passed over, except the first.
+        workers: threads that decode images.
+
+    Raises:
+        FileNotFoundError: when the first manifest or an image is missing.
+    """
+    rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for position, name in enumerate(manifests):
+        path = root / name
+        if position and not path.exists():
+            continue
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if row["split"] == split:
+                rows[row["image"]].append(row)
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(lambda item: read_sample(root, *item), sorted(rows.items())))
+
+
+def read_sample(root: Path, image: str, rows: list[dict[str, Any]]) -> Sample:
+    """One image and its masks; masks that are equal become one target with several names."""
+    first = rows[0]
+    names: dict[bytes, list[str]] = defaultdict(list)
+    masks: dict[bytes, np.ndarray] = {}
+    for row in rows:
+        if row["mask"] is None:
+            continue
+        mask = np.asarray(Image.open(root / row["mask"]).convert("L")) > 127
+        key = mask.tobytes()
+        masks[key] = mask
+        names[key].append(row["target"])
+    targets = [
+        Target(names=tuple(sorted(words, key=lambda w: (w in GENERIC, w))), mask=masks[key])
+        for key, words in names.items()
+    ]
+    return Sample(
+        image=np.asarray(Image.open(root / image).convert("RGB")),
+        targets=tuple(sorted(targets, key=lambda t: t.name)),
+        dataset=first["dataset"],
+        modality=first["modality"],
+        site=first["site"],
+        patient=str(first["patient"]),
+        diagnosis=first.get("diagnosis"),
+        path=image,
+    )
+
+
+def hold_out(samples: Iterable[Sample], share: float) -> tuple[list[Sample], list[Sample]]:
+    """Split off whole patients for validation, by a hash of their name: the same every time, on every machine."""
+    train: list[Sample] = []
+    validation: list[Sample] = []
+    for sample in samples:
+        digest = hashlib.sha256(f"{sample.dataset}/{sample.patient}".encode()).digest()
+        (validation if digest[0] / 256 < share else train).append(sample)
+    return train, validation
+
+
+def class_names(samples: Iterable[Sample]) -> list[str]:
+    """Precise names of all targets, sorted."""
+    return sorted({target.name for sample in samples for target in sample.targets})
+
+
+def sampling_weights(samples: Sequence[Sample], power: float = 0.5) -> np.ndarray:
+    """Probability of each sample: datasets weigh as their size to the `power`, so that small ones are seen enough."""
+    size: dict[str, int] = defaultdict(int)
+    for sample in samples:
+        size[sample.dataset] += 1
+    weights = np.array([size[s.dataset] ** (power - 1.0) for s in samples], float)
+    weights /= weights.sum()
+    return weights

@@ -1,0 +1,207 @@
+"""Batches of conversations about images, shared by stages 2 to 4.
+
+A batch is some images, half of them with a prompt, and some turns about each. The frozen encoder and perceiver look at
+each image once; queries are matched with the targets; the codebook names each matched query's code, which then stands
+in the answer's text. The language model reads and its states at the codes are decoded to masks.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medsight_core.model import ImageFeatures, MedSightForConditionalGeneration, MedSightProcessor
+from medsight_core.prompt_raster import draw
+from training.data.augment import Batch, augment
+from training.data.biomedparse import Sample, sampling_weights
+from training.data.conversations import CODE, Conversations, Turn
+from training.data.prompts import marks_for
+from training.losses import segmentation_loss
+from training.matching import match_images
+
+IGNORE = -100
+Pointed = tuple[int | None, int | None]
+"""The target that a prompt was drawn for, and the smallest one under it; None for a prompt at nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroundedConfig:
+    """What a batch of conversations is.
+
+    Attributes:
+        images: per batch.
+        turns: per image.
+        size: input side.
+        prompted: share of the images with a prompt.
+        misplaced: share of the prompts that point at nothing.
+        bce, dice: weights of L_seg.
+        single_code: write one and the same code for every region (ablation: a plain [SEG] token).
+        strength: of the augmentation.
+    """
+
+    images: int = 8
+    turns: int = 3
+    size: int = 256
+    prompted: float = 0.5
+    misplaced: float = 0.12
+    bce: float = 2.0
+    dice: float = 1.0
+    single_code: bool = False
+    strength: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Tokenised turns.
+
+    Attributes:
+        input_ids, labels, attention_mask: `(rows, length)`.
+        image: image of each row `(rows,)`.
+        masks: target of each code in reading order `(codes, h, w)`.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    attention_mask: Tensor
+    image: Tensor
+    masks: Tensor
+
+
+class Grounded:
+    """Makes batches and computes the losses over them."""
+
+    def __init__(
+        self,
+        *,
+        model: MedSightForConditionalGeneration,
+        processor: MedSightProcessor,
+        samples: list[Sample],
+        config: GroundedConfig,
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.samples = samples
+        self.config = config
+        self.weights = sampling_weights(samples)
+        self.conversations = Conversations(samples)
+        self.classes = {name: index for index, name in enumerate(model.config.class_names)}
+        self.code_names = [processor.codes.name(code) for code in processor.codes]
+        self.groups = {name: index for index, name in enumerate(model.config.modality_names)}
+
+    def images(self, rng: np.random.Generator) -> tuple[Batch, Tensor, list[Pointed | None]]:
+        """A batch of images with prompt rasters `(images, channels, h, w)`, and for each prompted image what its
+        prompt was drawn for and what lies under it."""
+        chosen = rng.choice(len(self.samples), self.config.images, p=self.weights)
+        batch = augment(
+            [self.samples[i] for i in chosen], size=self.config.size, rng=rng, strength=self.config.strength
+        )
+        rasters: list[np.ndarray] = []
+        prompts: list[Pointed | None] = []
+        for masks, sample in zip(batch.masks, batch.samples, strict=True):
+            size = tuple(masks.shape[-2:])
+            if sample.questions or rng.random() >= self.config.prompted:
+                rasters.append(draw([], size))
+                prompts.append(None)
+                continue
+            marks, drawn, under = marks_for(masks.numpy() > 0.5, rng, misplaced=self.config.misplaced)
+            rasters.append(draw(marks, size))
+            prompts.append((drawn, under) if marks else None)
+        return batch, torch.from_numpy(np.stack(rasters)), prompts
+
+    def turns(self, batch: Batch, prompts: list[Pointed | None], rng: np.random.Generator) -> list[list[Turn]]:
+        """Turns about each image of a batch; targets that the augmentation moved out of view are not asked for."""
+        asked = []
+        for sample, prompt, masks in zip(batch.samples, prompts, batch.masks, strict=True):
+            of_image: list[Turn] = []
+            while len(of_image) < self.config.turns:
+                if prompt is None:
+                    turn = self.conversations.plain(sample, rng)
+                else:
+                    turn = self.conversations.prompted(sample, prompt[0], prompt[1], rng)
+                if all(masks[t].sum() > 0.5 for t in turn.targets):
+                    of_image.append(turn)
+            asked.append(of_image)
+        return asked
+
+    @torch.no_grad()
+    def look(self, batch: Batch, rasters: Tensor) -> ImageFeatures:
+        """The frozen half."""
+        device = self.model.device
+        pixels = normalise(batch.images).to(device)
+        return self.model.model.encode_image(pixels, rasters.to(device) if rasters.any() else None)
+
+    @torch.no_grad()
+    def codes(self, batch: Batch, features: ImageFeatures) -> list[dict[int, str]]:
+        """Name of the region code of each target of each image: the code of the query that matches it."""
+        names: list[dict[int, str]] = [{} for _ in batch.samples]
+        image, query, target = match_images(features.regions, batch, self.classes, self.model.config.num_region_queries)
+        if self.config.single_code or not len(image):
+            for masks, of_image in zip(batch.masks, names, strict=True):
+                of_image.update(dict.fromkeys(range(len(masks)), self.code_names[0]))
+            return names
+        known = torch.tensor([self.groups.get(s.modality, 0) for s in batch.samples], device=query.device)
+        index = self.model.model.codebook(features.regions.queries, known).index
+        per_group = self.model.config.codes_per_group
+        for i, q, t in zip(image.tolist(), query.tolist(), target.tolist(), strict=True):
+            names[i][t] = self.code_names[int(known[i]) * per_group + int(index[i, q])]
+        return names
+
+    def texts(self, batch: Batch, asked: list[list[Turn]], name: Callable[[int, int], str]) -> Texts:
+        """Tokenise turns; `name(image, target)` is what stands for a target's code ("" leaves codes out)."""
+        ids, labels, image, masks = [], [], [], []
+        tokenizer = self.processor.tokenizer
+        for i, turns in enumerate(asked):
+            for turn in turns:
+                answer = turn.answer
+                for target in turn.targets:
+                    code = name(i, target)
+                    answer = answer.replace(CODE, code, 1)
+                    if code:
+                        masks.append(batch.masks[i][target])
+                whole = self.processor.chat(turn.question, prompted=turn.prompted, answer=answer)
+                asking = self.processor.chat(turn.question, prompted=turn.prompted)
+                row = self.encode(whole)
+                start = len(self.encode(asking))
+                ids.append(row)
+                labels.append([IGNORE] * start + row[start:])
+                image.append(i)
+        width = max(map(len, ids))
+        pad = tokenizer.pad_token_id
+        half = self.config.size // 2
+        return Texts(
+            input_ids=torch.tensor([row + [pad] * (width - len(row)) for row in ids]),
+            labels=torch.tensor([row + [IGNORE] * (width - len(row)) for row in labels]),
+            attention_mask=torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids]),
+            image=torch.tensor(image),
+            masks=torch.stack(masks) if masks else torch.zeros(0, half, half),
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a chat text with its placeholders written out."""
+        ids: list[int] = self.processor(text=text, return_tensors=None)["input_ids"][0]
+        return ids
+
+    def losses(self, texts: Texts, features: ImageFeatures) -> tuple[Tensor, Tensor]:
+        """L_LLM and L_seg."""
+        device = self.model.device
+        ids = texts.input_ids.to(device)
+        out = self.model(
+            input_ids=ids,
+            attention_mask=texts.attention_mask.to(device),
+            labels=texts.labels.to(device),
+            image_features=features,
+            image_index=texts.image.to(device),
+            use_cache=False,
+        )
+        rows, positions = self.model.code_positions(ids)
+        states = self.model.code_states(out.last_hidden_state, rows, positions)
+        logits = self.model.model.decode_codes(states, features, texts.image.to(device)[rows])
+        seg = segmentation_loss(logits, texts.masks.to(device), bce=self.config.bce, dice=self.config.dice)
+        return out.loss, seg
+
+
+def normalise(images: Tensor) -> Tensor:
+    """0..1 to the encoder's range."""
+    return (images - 0.5) / 0.25

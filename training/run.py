@@ -1,0 +1,177 @@
+"""Runs a stage of a recipe: data, model, stage, loop.
+
+Stages live in one run folder: `stage1`, `stage2`, `stage3-codebook`, `stage3-align`, `stage4`. Each starts from the
+one before and can be interrupted and resumed.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from medsight_core.errors import InputError
+from medsight_core.model import MedSightForConditionalGeneration, MedSightProcessor
+from training.build import new_model, new_processor, open_model
+from training.data.biomedparse import Sample, class_names, hold_out, load_samples
+from training.data.conversations import corpus
+from training.data.vqa import load_vqa
+from training.grounded import Grounded, GroundedConfig
+from training.loop import LoopConfig, train
+from training.recipe import configure
+from training.stage1_region_perceiver import RegionPerceiverConfig, RegionPerceiverStage
+from training.stage2_vision_to_text import VisionToTextConfig, VisionToTextStage
+from training.stage3_codebook import CodebookConfig, CodebookStage, TextToVisionStage, put_codes_into_vocabulary
+from training.stage4_instruction import InstructionStage
+
+BEFORE = {2: "stage1", 3: "stage2", 4: "stage3-align"}
+
+
+class Run:
+    """One recipe and its folder.
+
+    Args:
+        recipe: see `training.recipe`.
+        folder: where the stages' checkpoints go.
+        say: told what happens, one line each.
+    """
+
+    def __init__(self, recipe: dict[str, Any], folder: Path, say: Callable[[str], None]) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.say = say
+        data = recipe["data"]
+        root = Path(data["root"])
+        if not (root / data.get("manifest", "manifest.jsonl")).exists():
+            raise InputError(
+                "missing_data",
+                f"There is no {data.get('manifest', 'manifest.jsonl')} in {root}.",
+                "Set data.root to a folder in the BiomedParse layout.",
+            )
+        samples = load_samples(root, split="train")
+        self.train, self.validation = hold_out(samples, data.get("validation", 0.06))
+        self.vqa = load_vqa(Path(data["vqa"])) if data.get("vqa") else []
+        self.classes = class_names(samples)
+        say(f"{len(self.train)} images to train on, {len(self.validation)} held out, {len(self.vqa)} with questions")
+
+    def stage(self, number: int) -> Path:
+        """Train one stage, or finish it; returns the folder of its model."""
+        if number not in (1, 2, 3, 4):
+            raise InputError("bad_stage", f"There is no stage {number}.", "Stages are 1, 2, 3 and 4.")
+        if number == 1:
+            return self.stage1()
+        source = self.folder / BEFORE[number] / "last"
+        if not source.exists():
+            raise InputError(
+                "missing_stage",
+                f"Stage {number} starts from {source}, which is not there.",
+                f"Train stage {number - 1} first.",
+            )
+        return {2: self.stage2, 3: self.stage3, 4: self.stage4}[number](source)
+
+    def stage1(self) -> Path:
+        """Region perceiver, with a new model."""
+        config = self.recipe["model"] | {"class_names": self.classes}
+        processor = new_processor(self.recipe["input"], config, corpus(self.train + self.vqa))
+        model = new_model(config, processor, seed=self.recipe.get("seed", 0))
+        options = self.recipe["stages"][1]
+        loop = self.loop(options)
+        stage = RegionPerceiverStage(
+            model=model,
+            config=configure(RegionPerceiverConfig, options.get("stage")),
+            samples=self.train,
+            validation=self.validation,
+            steps=loop.steps,
+        )
+        return self.finish("stage1", stage, loop, processor)
+
+    def stage2(self, source: Path) -> Path:
+        """P_v→t."""
+        model, processor = open_model(source)
+        options = self.recipe["stages"][2]
+        stage = VisionToTextStage(
+            grounded=self.grounded(model, processor, options, self.train + self.vqa),
+            config=configure(VisionToTextConfig, options.get("stage")),
+            validation=self.held_out(model, processor),
+        )
+        return self.finish("stage2", stage, self.loop(options), processor)
+
+    def stage3(self, source: Path) -> Path:
+        """Codebook, then P_t→v with the rows of the codes."""
+        options = self.recipe["stages"][3]
+        model, processor = open_model(source)
+        loop = self.loop(options["codebook"])
+        codebook = CodebookStage(
+            grounded=self.grounded(model, processor, options["codebook"], self.train),
+            config=configure(CodebookConfig, options["codebook"].get("stage")),
+            steps=loop.steps,
+            validation=self.held_out(model, processor),
+        )
+        learnt = self.finish("stage3-codebook", codebook, loop, processor)
+        model, processor = open_model(learnt)
+        put_codes_into_vocabulary(model)
+        stage = TextToVisionStage(
+            grounded=self.grounded(model, processor, options["align"], self.train),
+            validation=self.held_out(model, processor),
+        )
+        return self.finish("stage3-align", stage, self.loop(options["align"]), processor)
+
+    def stage4(self, source: Path) -> Path:
+        """Everything that speaks."""
+        model, processor = open_model(source)
+        options = self.recipe["stages"][4]
+        stage = InstructionStage(
+            grounded=self.grounded(model, processor, options, self.train + self.vqa),
+            validation=self.held_out(model, processor),
+        )
+        return self.finish("stage4", stage, self.loop(options), processor)
+
+    def grounded(
+        self,
+        model: MedSightForConditionalGeneration,
+        processor: MedSightProcessor,
+        options: dict[str, Any],
+        samples: list[Sample],
+    ) -> Grounded:
+        """Batches of conversations over the training samples."""
+        config = configure(GroundedConfig, self.recipe.get("conversations", {}) | options.get("conversations", {}))
+        return Grounded(model=model, processor=processor, samples=samples, config=config)
+
+    def held_out(self, model: MedSightForConditionalGeneration, processor: MedSightProcessor) -> Grounded:
+        """The same over the held-out samples, without augmentation."""
+        fields = self.recipe.get("conversations", {}) | {"strength": 0.0, "misplaced": 0.0}
+        return Grounded(
+            model=model, processor=processor, samples=self.validation, config=configure(GroundedConfig, fields)
+        )
+
+    def loop(self, options: dict[str, Any]) -> LoopConfig:
+        """Loop settings of a stage over those of the recipe."""
+        return configure(LoopConfig, self.recipe.get("loop", {}) | options["loop"])
+
+    def finish(self, name: str, stage: Any, loop: LoopConfig, processor: MedSightProcessor) -> Path:
+        """Train and put the processor beside the weights."""
+        self.say(f"{name}: {loop.steps} steps")
+        last = train(stage, loop, self.folder / name)
+        processor.save_pretrained(last)
+        return last
+
+
+def export(source: Path, target: Path, *, half: bool = True) -> Path:
+    """Write a trained model for use: weights (fp16 by default, read back as fp32), processor, nothing of the training.
+
+    Args:
+        source: a stage's model folder.
+        target: folder to write; its model card and other files stay.
+        half: store matrices in fp16.
+    """
+    model, processor = open_model(source)
+    part = target.with_name(target.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    if half:
+        model = model.half()
+    model.save_pretrained(part)
+    processor.save_pretrained(part)
+    target.mkdir(parents=True, exist_ok=True)
+    for file in part.iterdir():
+        file.replace(target / file.name)
+    part.rmdir()
+    return target
