@@ -73,7 +73,7 @@ lint: $(DEV)
 	@$(VENV)/bin/python -m mypy
 
 bench: $(DEV)
-	@shopt -s nullglob; for script in benchmarks/bench_*.py; do echo "== $$script"; $(VENV)/bin/python "$$script"; done
+	@shopt -s nullglob; for script in benchmarks/*.py; do echo "== $$script"; $(VENV)/bin/python "$$script"; done
 
 clean:
 	rm -rf $(VENV) $(DEMO_OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,370 @@
+"""The engine beside what it is compared with, on this machine, in turns.
+
+    python benchmarks/engine.py [--model DIR] [--repeats 7] [--tokens 96] [--threads 2] [--clock wall|cpu]
+                                [--cold-starts 3] [--json FILE]
+
+Two things are never timed one after the other but in turns, A B A B ..., so that a busy machine slows both. A figure is
+the median of the repeats, a ratio the median of the ratios of neighbours. Without --model, and where medsight-mini is
+not installed, a model of the same size with random weights is measured: speed does not depend on the values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, Qwen3Config, ResNetConfig
+
+from medsight_core.errors import CheckpointError
+from medsight_core.inference.checkpoint import locate, open_checkpoint
+from medsight_core.inference.decoding import decode
+from medsight_core.inference.grounding import decode_masks
+from medsight_core.inference.loading import load, quiet_loading
+from medsight_core.model import (
+    MedSightConfig,
+    MedSightForConditionalGeneration,
+    MedSightImageProcessor,
+    MedSightProcessor,
+)
+
+QUESTION = "Segment the liver in this image."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One line of the table.
+
+    Attributes:
+        name: What is compared.
+        ratio: Median of the ratios, or the value itself where there is nothing to compare with.
+        spread: Lowest and highest.
+        goal: What it should be, with its direction.
+        detail: The two medians, in words.
+    """
+
+    name: str
+    ratio: float
+    spread: tuple[float, float]
+    goal: str
+    detail: str
+
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+"""CPU time of this process stands in for the clock on the wall where other work takes the processor away."""
+
+
+def in_turns(
+    first: Callable[[], Any], second: Callable[[], Any], repeats: int, clock: Callable[[], float]
+) -> tuple[list[float], list[float]]:
+    """Seconds of both, after one unmeasured round each; who begins changes every time."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    pair = (first, second)
+    for run in pair:
+        run()
+    for repeat in range(repeats):
+        for which in (0, 1) if repeat % 2 == 0 else (1, 0):
+            start = clock()
+            pair[which]()
+            seconds[which].append(clock() - start)
+    return seconds
+
+
+def random_mini(folder: Path) -> Path:
+    """A checkpoint of the size of medsight-mini with random weights."""
+    from training.tokenizer import build_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer([QUESTION], vocab_size=2048, groups=9, codes=16)
+    vision = ResNetConfig(embedding_size=32, hidden_sizes=[48, 96, 160, 256], depths=[2, 2, 3, 2], layer_type="basic")
+    text = Qwen3Config(
+        vocab_size=2048,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        head_dim=32,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
+    config = MedSightConfig(
+        vision_config=vision,
+        text_config=text,
+        vision_feature_layer=[3, 4],
+        detail_layers=[2, 1],
+        detail_from_pixels=True,
+        region_dim=64,
+        num_region_queries=16,
+        perceiver_stages=3,
+        perceiver_heads=2,
+        perceiver_head_dim=32,
+        perceiver_ff_mult=2,
+        num_code_groups=9,
+        codes_per_group=16,
+        code_dim=32,
+        mask_decoder="head",
+        visual_token_pooling=2,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        prompt_token_id=tokenizer.convert_tokens_to_ids("<prompt>"),
+        tie_word_embeddings=True,
+    )
+    model = MedSightForConditionalGeneration(config).eval()
+    images = MedSightImageProcessor(size=256, image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    with torch.inference_mode():
+        tokens = model.model.visual_tokens(model.model.encode_image(torch.zeros(1, 3, 256, 256))).shape[1]
+    with quiet_loading():
+        model.half().save_pretrained(folder)
+    MedSightProcessor(images, tokenizer, num_visual_tokens=tokens).save_pretrained(folder)
+    return folder
+
+
+class Bench:
+    """The model, one image, one question.
+
+    Args:
+        folder: The checkpoint.
+        repeats: Of every measurement.
+        tokens: Written by every run of the decode loop.
+        clock: One of `CLOCKS`.
+    """
+
+    def __init__(self, *, folder: Path, repeats: int, tokens: int, clock: Callable[[], float]) -> None:
+        self.folder, self.repeats, self.tokens, self.clock = folder, repeats, tokens, clock
+        self.model, processor = load(open_checkpoint(folder), dtype=torch.float32)
+        self.model.eval()
+        image = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
+        with torch.inference_mode():
+            pixels = processor.image_processor.pixels(image)[None]
+            self.features = self.model.model.encode_image(pixels)
+            input_ids = processor(text=processor.chat(QUESTION))["input_ids"]
+            self.embeds = self.model.model.embed(input_ids, self.features).clone()
+        # Plain transformers: the library's own class around the same weights.
+        with torch.device("meta"):
+            self.plain = AutoModelForCausalLM.from_config(self.model.config.text_config)
+        self.plain.model, self.plain.lm_head = self.model.model.language_model, self.model.lm_head
+        self.plain.eval()
+
+    def write(self, embeds: torch.Tensor, code_ids: frozenset[int] = frozenset()) -> list[list[int]]:
+        """Our loop."""
+        texts: list[list[int]] = [[] for _ in embeds]
+        options: dict[str, Any] = {"max_new_tokens": self.tokens, "stop_ids": frozenset(), "code_ids": code_ids}
+        for step in decode(self.model, embeds, None, **options):
+            for text, token in zip(texts, step.tokens, strict=False):
+                if token is not None:
+                    text.append(token)
+        return texts
+
+    def generate(self, embeds: torch.Tensor) -> list[list[int]]:
+        """The library's loop."""
+        with torch.inference_mode():
+            return self.plain.generate(
+                inputs_embeds=embeds,
+                attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),
+                do_sample=False,
+                max_new_tokens=self.tokens,
+                eos_token_id=None,
+                pad_token_id=0,
+            ).tolist()
+
+    def compare(
+        self,
+        name: str,
+        goal: str,
+        ours: Callable[[], Any],
+        theirs: Callable[[], Any],
+        *,
+        words: str,
+        speed: bool = False,
+    ) -> Figure:
+        """Time of ours ÷ theirs or, with ``speed``, theirs ÷ ours, which is the ratio of the speeds."""
+        a, b = in_turns(ours, theirs, self.repeats, self.clock)
+        ratios = [y / x if speed else x / y for x, y in zip(a, b, strict=True)]
+        detail = words.format(a=statistics.median(a), b=statistics.median(b))
+        return Figure(
+            name=name, ratio=statistics.median(ratios), spread=(min(ratios), max(ratios)), goal=goal, detail=detail
+        )
+
+    def decoding(self, batch: int) -> Figure:
+        """Decode speed ÷ that of `generate`."""
+        embeds = self.embeds.expand(batch, -1, -1).contiguous()
+        if self.write(embeds) != self.generate(embeds):
+            raise SystemExit("The two loops write different tokens; a comparison would mean nothing.")
+        written = batch * self.tokens
+        return self.compare(
+            f"decode speed ÷ transformers generate, batch {batch}",
+            "≥ 0.95",
+            lambda: self.write(embeds),
+            lambda: self.generate(embeds),
+            speed=True,
+            words=f"{{a:.3f}} s and {{b:.3f}} s for a prompt of {embeds.shape[1]} and {written} tokens",
+        )
+
+    def capture(self, share: float) -> Figure:
+        """Time with code states kept ÷ without, where about a ``share`` of the tokens are codes."""
+        counts = Counter(self.write(self.embeds)[0])
+        chosen: set[int] = set()
+        held = 0
+        for token, count in sorted(counts.items(), key=lambda item: item[1]):
+            if held >= share * self.tokens:
+                break
+            chosen.add(token)
+            held += count
+        codes = frozenset(chosen)
+        return self.compare(
+            f"time with code capture ÷ without, {held} codes in {self.tokens} tokens",
+            "≤ 1.02",
+            lambda: self.write(self.embeds, codes),
+            lambda: self.write(self.embeds),
+            words="{a:.4f} s and {b:.4f} s",
+        )
+
+    def decoders(self, codes: int) -> Figure:
+        """Time of the two mask decoders."""
+        states = list(torch.randn(codes, self.embeds.shape[-1], generator=torch.Generator().manual_seed(0)))
+        saved = self.model.config.mask_decoder
+
+        def draw(decoder: str) -> None:
+            self.model.config.mask_decoder = decoder
+            decode_masks(self.model, states, self.features)
+
+        try:
+            return self.compare(
+                f"mask decoder head ÷ perceiver, {codes} codes",
+                "-",
+                lambda: draw("head"),
+                lambda: draw("perceiver"),
+                words="{a:.4f} s and {b:.4f} s",
+            )
+        finally:
+            self.model.config.mask_decoder = saved
+
+    def cold_start(self, threads: int, repeats: int) -> list[Figure]:
+        """`medsight ask` as a process of its own, from start to written files, and its peak memory."""
+        from pydicom import examples
+
+        scan = examples.get_path("overlay")
+        seconds, worked, peaks = [], [], []
+        for _ in range(repeats):
+            with tempfile.TemporaryDirectory() as out:
+                command = [sys.executable, "-m", "medsight_core.cli", "ask", str(scan), QUESTION]
+                command += [
+                    "--model",
+                    str(self.folder),
+                    "--out",
+                    str(Path(out, "answer")),
+                    "--device",
+                    "cpu",
+                    "--quiet",
+                ]
+                environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+                start = time.perf_counter()
+                process = subprocess.Popen(
+                    command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, text=True
+                )
+                assert process.stderr is not None
+                said = process.stderr.read()
+                _, status, usage = os.wait4(process.pid, 0)
+                seconds.append(time.perf_counter() - start)
+                if status or not Path(out, "answer", "answer.json").is_file():
+                    raise SystemExit(f"medsight ask failed: {said.strip()}")
+                worked.append(usage.ru_utime + usage.ru_stime)
+                peaks.append(usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**20)
+        if not seconds:
+            return []
+        return [
+            Figure(
+                name="medsight ask, cold start to written files (s)",
+                ratio=statistics.median(seconds),
+                spread=(min(seconds), max(seconds)),
+                goal="≤ 10 s on 2 cores",
+                detail=f"{Path(scan).name}, {threads} threads, {statistics.median(worked):.1f} s of CPU time",
+            ),
+            Figure(
+                name="medsight ask, peak memory (MiB)",
+                ratio=statistics.median(peaks),
+                spread=(min(peaks), max(peaks)),
+                goal="reported",
+                detail="largest resident set of the process",
+            ),
+        ]
+
+
+def table(figures: Sequence[Figure]) -> str:
+    """The figures as Markdown."""
+    lines = ["| what | median | lowest to highest | goal | measured |", "|---|---|---|---|---|"]
+    for figure in figures:
+        low, high = figure.spread
+        digits = 0 if figure.ratio >= 100 else 3
+        lines.append(
+            f"| {figure.name} | {figure.ratio:.{digits}f} | {low:.{digits}f} to {high:.{digits}f} "
+            f"| {figure.goal} | {figure.detail} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures, prints the table, writes JSON where asked."""
+    parser = argparse.ArgumentParser(description="Measure the engine beside plain transformers.")
+    parser.add_argument("--model", type=Path, help="checkpoint; default: medsight-mini, else random weights")
+    parser.add_argument("--repeats", type=int, default=9, help="of every measurement")
+    parser.add_argument("--tokens", type=int, default=96, help="written by each run of a decode loop")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="for torch")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu, with --threads 1, on a busy machine")
+    parser.add_argument("--cold-starts", type=int, default=3, help="of `medsight ask`")
+    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            folder, what = locate(given.model), ""
+        except CheckpointError:
+            if given.model is not None:
+                raise
+            folder, what = random_mini(Path(scratch) / "random-mini"), " (random weights: medsight-mini is not here)"
+        bench = Bench(folder=folder, repeats=given.repeats, tokens=given.tokens, clock=CLOCKS[given.clock])
+        figures = [
+            bench.decoding(1),
+            bench.decoding(8),
+            bench.capture(1 / 8),
+            bench.capture(1.0),
+            bench.decoders(1),
+            bench.decoders(4),
+            *bench.cold_start(given.threads, given.cold_starts),
+        ]
+    machine = {
+        "model": folder.name + what,
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "threads": given.threads,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "repeats": given.repeats,
+        "clock": given.clock,
+    }
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    print(table(figures))
+    if given.json is not None:
+        content = {"machine": machine, "figures": [asdict(figure) for figure in figures]}
+        given.json.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

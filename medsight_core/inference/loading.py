@@ -1,0 +1,140 @@
+"""Builds model and processor of a checkpoint whose files are whole, and makes sure that they belong together."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from medsight_core.errors import CheckpointError, InputError
+from medsight_core.inference.checkpoint import COPY_AGAIN, Checkpoint, require_tensors
+from medsight_core.model import MedSightConfig, MedSightForConditionalGeneration, MedSightProcessor
+
+
+def load(checkpoint: Checkpoint, *, dtype: torch.dtype) -> tuple[MedSightForConditionalGeneration, MedSightProcessor]:
+    """Model, on the CPU, and processor of a checkpoint.
+
+    Args:
+        checkpoint: As `open_checkpoint` gives it.
+        dtype: To compute in, however the weights are stored.
+
+    Raises:
+        CheckpointError: Configuration, weights and tokenizer do not belong together.
+    """
+    config = read_config(checkpoint)
+    require_tensors(checkpoint, expected_shapes(config))
+    processor = read_processor(checkpoint, config)
+    with quiet_loading():
+        model = MedSightForConditionalGeneration.from_pretrained(
+            checkpoint.folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True
+        )
+    return model, processor
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; "auto" takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        InputError: There is none of that name here.
+    """
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if present[kind]))
+    try:
+        device = torch.device(name)
+        known = present.get(device.type, False) and (
+            device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
+        )
+    except RuntimeError:
+        known = False
+    if not known:
+        here = ", ".join(kind for kind, is_here in present.items() if is_here)
+        raise InputError("bad_device", f'There is no device "{name}" here; present: {here}.', "Choose one, or auto.")
+    return device
+
+
+def read_config(checkpoint: Checkpoint) -> MedSightConfig:
+    """The configuration of a checkpoint.
+
+    Raises:
+        CheckpointError: bad_config.
+    """
+    try:
+        return MedSightConfig.from_dict(copy.deepcopy(dict(checkpoint.config)))
+    except Exception as error:  # whatever the library raises over values that strangers wrote
+        raise CheckpointError(
+            "bad_config",
+            f"{checkpoint.folder / 'config.json'} does not describe a model ({one_line(error)}).",
+            COPY_AGAIN,
+        ) from error
+
+
+def expected_shapes(config: MedSightConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor that a checkpoint of this configuration must store.
+
+    Raises:
+        CheckpointError: bad_config.
+    """
+    try:
+        with torch.device("meta"):
+            model = MedSightForConditionalGeneration(config)
+    except Exception as error:
+        raise CheckpointError(
+            "bad_config",
+            f"No model can be built from config.json ({one_line(error)}).",
+            COPY_AGAIN,
+        ) from error
+    tied = set(model.all_tied_weights_keys)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
+
+
+def read_processor(checkpoint: Checkpoint, config: MedSightConfig) -> MedSightProcessor:
+    """Tokenizer and image processor of a checkpoint, and whether they belong to its configuration.
+
+    Raises:
+        CheckpointError: bad_processor, bad_vocabulary.
+    """
+    try:
+        processor = MedSightProcessor.from_pretrained(checkpoint.folder, local_files_only=True)
+        processor(text=processor.chat("?"))
+        size = len(processor.tokenizer)
+    except Exception as error:
+        raise CheckpointError(
+            "bad_processor",
+            f"The tokenizer or image processor in {checkpoint.folder} cannot be used ({one_line(error)}).",
+            COPY_AGAIN,
+        ) from error
+    ids = set(processor.codes.token_ids.values())
+    image = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    if (
+        size > config.text_config.vocab_size
+        or image != config.image_token_id
+        or (config.code_token_ids and set(config.code_token_ids) != ids)
+    ):
+        raise CheckpointError(
+            "bad_vocabulary",
+            f"The tokenizer in {checkpoint.folder} and config.json number the tokens differently.",
+            "Copy both from the same checkpoint.",
+        )
+    return processor
+
+
+def one_line(error: BaseException) -> str:
+    """An error of a library in a few words."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keeps the library's own progress bar from the terminal, which is the command's."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

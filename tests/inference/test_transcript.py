@@ -1,0 +1,77 @@
+"""Tokens to text and mentions."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from medsight_core.codes import RegionVocabulary
+from medsight_core.inference.transcript import UNNAMED, Detokenizer, Transcript
+from medsight_core.markup import parse_markup
+from tests.inference.tiny import SENTENCES
+from training.tokenizer import build_tokenizer
+
+TOKENIZER = build_tokenizer(SENTENCES * 3, vocab_size=400, groups=3, codes=4)
+CODES = RegionVocabulary.from_tokens(TOKENIZER.get_vocab())
+
+
+def written(tokens: list[int]) -> tuple[Transcript, str]:
+    transcript = Transcript(tokenizer=TOKENIZER.backend_tokenizer, codes=CODES)
+    shown = [text for token in tokens for text in transcript.feed(token)]
+    shown += transcript.finish()
+    return transcript, "".join(shown)
+
+
+def ids(text: str, tokenizer: PreTrainedTokenizerFast = TOKENIZER) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@given(st.lists(st.integers(0, len(TOKENIZER) - 1), max_size=30))
+def test_any_tokens_give_the_text_that_they_decode_to(tokens: list[int]) -> None:
+    transcript, shown = written(tokens)
+    whole = TOKENIZER.decode(tokens, skip_special_tokens=True)
+    assert transcript.raw == whole
+    assert shown == transcript.text == parse_markup(whole)[0]
+    assert [mention.code for mention in transcript.mentions] == [
+        CODES.name(code) for code in map(CODES.code, tokens) if code is not None
+    ]
+    for mention in transcript.mentions:
+        assert mention.label == (mention.span.of(transcript.text) or UNNAMED)
+
+
+@given(st.text(max_size=20))
+def test_any_text_comes_through_byte_by_byte(text: str) -> None:
+    stream = Detokenizer(TOKENIZER.backend_tokenizer)
+    tokens = [token for character in text for token in ids(character)]
+    assert "".join(stream.feed(token) for token in tokens) + stream.rest() == TOKENIZER.decode(tokens)
+
+
+def test_a_character_of_several_bytes_comes_whole() -> None:
+    stream = Detokenizer(TOKENIZER.backend_tokenizer)
+    pieces = [stream.feed(token) for token in ids("5 µm²…")]
+    assert "".join(pieces) == "5 µm²…"
+    assert "\ufffd" not in "".join(pieces)
+
+
+def test_mentions_have_the_words_before_the_code() -> None:
+    transcript, shown = written(ids("The <p>left lung</p>[C0_3] and the right lung[C0_1]."))
+    assert shown == "The left lung and the right lung."
+    assert [(m.code, m.label) for m in transcript.mentions] == [("[C0_3]", "left lung"), ("[C0_1]", "right lung")]
+
+
+def test_a_code_that_is_spelt_out_grounds_nothing() -> None:
+    letters = [token for character in "[C0_3]" for token in ids(character)]
+    assert TOKENIZER.decode(letters) == "[C0_3]"
+    transcript, shown = written([*ids("liver"), *letters, *ids(" lung[C0_3]")])
+    assert shown == "liver lung"
+    assert [mention.label for mention in transcript.mentions] == ["lung"]
+
+
+@pytest.mark.parametrize("text", ["[C0_3]", "Is it [C1_0]?", "the and [C2_2]"])
+def test_a_code_without_words_is_a_region_without_a_name(text: str) -> None:
+    transcript, _ = written(ids(text))
+    (mention,) = transcript.mentions
+    assert mention.label == UNNAMED
+    assert mention.span.start == mention.span.end
