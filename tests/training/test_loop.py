@@ -1,5 +1,6 @@
 """The loop on a model of one layer."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -83,5 +84,5 @@ def test_accumulated_batches_weigh_as_one(tmp_path: Path) -> None:
 def test_the_rate_rises_then_falls_to_a_hundredth() -> None:
     rates = [schedule(step, config(steps=100, warmup=0.1)) for step in range(100)]
     assert rates[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
-    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[9:]))
     assert rates[-1] == pytest.approx(0.01, abs=0.001)

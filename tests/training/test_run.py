@@ -9,10 +9,9 @@ from safetensors.torch import load_file
 
 from medsight_core.errors import InputError
 from medsight_core.inference.engine import Engine
+from tests.training import toy
 from training.recipe import read_recipe
 from training.run import Run, export
-
-from tests.training import toy
 
 
 @pytest.fixture(scope="module")
