@@ -31,7 +31,7 @@ import transformers
 from transformers import AutoModelForCausalLM, Qwen3Config, ResNetConfig
 
 from medsight_core.errors import CheckpointError
-from medsight_core.inference.checkpoint import locate, open_checkpoint
+from medsight_core.inference.checkpoint import open_checkpoint
 from medsight_core.inference.decoding import decode
 from medsight_core.inference.grounding import decode_masks
 from medsight_core.inference.loading import load, quiet_loading
@@ -332,21 +332,25 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            folder, what = locate(given.model), ""
+            folder, what = open_checkpoint(given.model).folder, ""
         except CheckpointError:
             if given.model is not None:
                 raise
             folder, what = random_mini(Path(scratch) / "random-mini"), " (random weights: medsight-mini is not here)"
         bench = Bench(folder=folder, repeats=given.repeats, tokens=given.tokens, clock=CLOCKS[given.clock])
-        figures = [
-            bench.decoding(1),
-            bench.decoding(8),
-            bench.capture(1 / 8),
-            bench.capture(1.0),
-            bench.decoders(1),
-            bench.decoders(4),
-            *bench.cold_start(given.threads, given.cold_starts),
+        measurements: list[Callable[[], list[Figure]]] = [
+            lambda: [bench.decoding(1)],
+            lambda: [bench.capture(1 / 8)],
+            lambda: [bench.capture(1.0)],
+            lambda: [bench.decoders(1)],
+            lambda: [bench.decoders(4)],
+            lambda: [bench.decoding(8)],
+            lambda: bench.cold_start(given.threads, given.cold_starts),
         ]
+        figures: list[Figure] = []
+        for measure in measurements:
+            figures += measure()
+            print(f"{figures[-1].name}: {figures[-1].ratio:.3f}", file=sys.stderr, flush=True)
     machine = {
         "model": folder.name + what,
         "processor": platform.processor() or platform.machine(),

@@ -75,5 +75,5 @@ def stroke(mark: Mark, size: tuple[int, int]) -> np.ndarray:
         pen.rectangle([round(x0), round(y0), round(x1), round(y1)], fill=1)
     else:
         thick = max(1, round(2 * POINT_SIGMA * max(size)))
-        pen.line([tuple(p) for p in xy.tolist()], fill=1, width=thick, joint="curve")
+        pen.line([tuple(p) for p in np.rint(xy).tolist()], fill=1, width=thick, joint="curve")
     return np.asarray(canvas, np.float32)

@@ -286,6 +286,8 @@ class MedSightModel(MedSightPreTrainedModel):
                 grid[image_index], queries[:, None], details=tuple(detail[image_index] for detail in details)
             )
             return out.mask_logits[:, 0]
+        if bool((image_index.diff() < 0).any()):
+            raise ValueError("image_index is not ascending; give the codes of one image next to each other")
         counts = torch.bincount(image_index, minlength=len(grid))
         images = counts.nonzero().flatten()
         start = counts.cumsum(0) - counts

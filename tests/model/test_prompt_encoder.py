@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from medsight_core.model import MedSightForConditionalGeneration
+from medsight_core.model.perceiver import sine_position
 from medsight_core.model.prompt_encoder import PromptEncoder
 from medsight_core.prompt_raster import CHANNELS, Mark
 from tests.model.small import SIDE, build, click, convolutional, pictures, raster
@@ -96,6 +97,20 @@ def test_hint_stands_at_the_click() -> None:
         assert abs((row + 0.5) / side - 10.5 / SIDE) <= 1.5 / side
         assert abs((column + 0.5) / side - 50.5 / SIDE) <= 1.5 / side
         assert strength[side // 2 :, : side // 2].abs().max() < 1e-3
+
+
+@torch.no_grad()
+def test_here_and_not_here_are_described_apart() -> None:
+    """Features and place under what was pointed at, and features under what was excluded."""
+    encoder = PromptEncoder(dim=16, num_stages=1)
+    grid = torch.randn(1, 4, 4, 16)
+    described: list[torch.Tensor] = []
+    encoder.token.register_forward_pre_hook(lambda _, inputs: described.append(inputs[0]))
+    encoder(raster([click(24, 8), click(56, 40, positive=False)]), grid)
+    here, place, excluded = described[0][0].split(16)
+    torch.testing.assert_close(here, grid[0, 0, 1], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(place, sine_position(4, 4, 16)[0, 0, 1], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(excluded, grid[0, 2, 3], atol=1e-3, rtol=1e-3)
 
 
 @torch.no_grad()

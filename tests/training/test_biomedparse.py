@@ -31,12 +31,12 @@ def root(tmp_path: Path) -> Path:
     for name in ("a", "b", "c", "empty"):
         pixels = np.full((SIDE, SIDE, 3 if name == "a" else 1), ord(name[0]), np.uint8).squeeze()
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
-    for name, mask in {"liver": box(1, 2), "glioma": box(8, 8), "tumor": box(8, 8), "other": box(3, 9)}.items():
+    for name, mask in {"liver": box(1, 2), "yolk sac tumor": box(8, 8), "tumor": box(8, 8), "other": box(3, 9)}.items():
         Image.fromarray(mask).save(tmp_path / f"{name}_mask.png")
     rows = [
         row("a.png", "tumor", "tumor_mask.png", diagnosis="low grade"),
         row("a.png", "liver", "liver_mask.png"),
-        row("a.png", "glioma", "glioma_mask.png"),
+        row("a.png", "yolk sac tumor", "yolk sac tumor_mask.png"),
         row("b.png", "liver", "liver_mask.png", patient=8),
         row("c.png", "other", "other_mask.png", split="test"),
     ]
@@ -48,10 +48,10 @@ def root(tmp_path: Path) -> Path:
 def test_one_sample_per_image(root: Path) -> None:
     """Masks that are equal are one target with several names, the generic one last."""
     first, second, empty = load_samples(root, split="train")
-    assert [t.names for t in first.targets] == [("glioma", "tumor"), ("liver",)]
-    assert [t.name for t in first.targets] == ["glioma", "liver"]
-    np.testing.assert_array_equal(first.targets[0].mask, box(8, 8) > 0)
-    np.testing.assert_array_equal(first.targets[1].mask, box(1, 2) > 0)
+    assert [t.names for t in first.targets] == [("liver",), ("yolk sac tumor", "tumor")]
+    assert [t.name for t in first.targets] == ["liver", "yolk sac tumor"]
+    np.testing.assert_array_equal(first.targets[1].mask, box(8, 8) > 0)
+    np.testing.assert_array_equal(first.targets[0].mask, box(1, 2) > 0)
     assert (first.diagnosis, first.patient, first.modality, first.path) == ("low grade", "7", "CT", "a.png")
     assert [t.name for t in second.targets] == ["liver"] and second.patient == "8"
     assert empty.targets == () and empty.path == "empty.png"
@@ -114,4 +114,4 @@ def test_small_datasets_are_seen_enough() -> None:
 
 
 def test_class_names_are_the_precise_ones(root: Path) -> None:
-    assert class_names(load_samples(root, split="train")) == ["glioma", "liver"]
+    assert class_names(load_samples(root, split="train")) == ["liver", "yolk sac tumor"]

@@ -105,11 +105,11 @@ class Conversations:
         if sample.questions:
             question, answer = sample.questions[rng.integers(len(sample.questions))]
             return Turn(question=question, answer=answer)
-        makers: dict[Callable[[Sample, np.random.Generator], Turn], float] = {self.absent: 0.16, self.kind: 0.08}
+        makers: dict[Callable[[Sample, np.random.Generator], Turn], float] = {self.absent: 0.4, self.kind: 0.05}
         if sample.targets:
-            makers |= {self.segment: 0.46, self.describe: 0.12, self.present: 0.08}
+            makers |= {self.segment: 0.3, self.describe: 0.06, self.present: 0.15}
         if sample.diagnosis:
-            makers |= {self.diagnose: 0.2}
+            makers |= {self.diagnose: 0.26}
         maker = choose(list(makers), rng, list(makers.values()))
         return maker(sample, rng)
 
