@@ -40,6 +40,9 @@ def load_engine(model: Path | None, device: str) -> Asks:
     """The engine, with the built-in model where none is named."""
     # Read when transformers is first imported; its notices are not for the person who asks.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from medsight_core.inference.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(model)  # a damaged one is named before torch is imported, which takes seconds
     try:
         from medsight_core.inference.engine import Engine
     except ModuleNotFoundError as error:
@@ -50,7 +53,7 @@ def load_engine(model: Path | None, device: str) -> Asks:
             f"The model needs {error.name}, which is not installed.",
             "Install it with: pip install 'medsight[model]'.",
         ) from error
-    engine: Asks = Engine.from_pretrained(model, device=device)
+    engine: Asks = Engine.from_pretrained(checkpoint, device=device)
     return engine
 
 
