@@ -35,8 +35,15 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
     Raises:
         FileNotFoundError: when there is none.
+        RuntimeError: when its tensors are not those of the model.
     """
-    model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    result = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    missing = set(result.missing_keys) - set(getattr(model, "_tied_weights_keys", None) or ())
+    if missing or result.unexpected_keys:
+        raise RuntimeError(
+            f"the checkpoint in {folder} is of another model: missing {sorted(missing)[:5]}, "
+            f"unexpected {sorted(result.unexpected_keys)[:5]}; use another run folder"
+        )
     model.tie_weights()
     state = optimizer.state_dict()
     state["state"] = {}

@@ -86,3 +86,11 @@ def test_the_rate_rises_then_falls_to_a_hundredth() -> None:
     assert rates[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
     assert all(a >= b for a, b in pairwise(rates[9:]))
     assert rates[-1] == pytest.approx(0.01, abs=0.001)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    train(Stage(), config(), tmp_path, quiet=True)
+    other = Stage()
+    other.model.extra = nn.Linear(1, 1)
+    with pytest.raises(RuntimeError, match=r"another model: missing \['extra"):
+        train(other, config(steps=9), tmp_path, quiet=True)
