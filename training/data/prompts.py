@@ -50,7 +50,9 @@ def simulate(mask: np.ndarray, rng: np.random.Generator, kind: str | None = None
         return [Mark(kind="box", xy=corners + rng.normal(0, 0.06, (2, 2)) * extent)]
     if kind == "scribble":
         ends = np.stack([point_inside(mask, rng) for _ in range(int(rng.integers(2, 4)))])
-        return [Mark(kind="scribble", xy=ends + rng.normal(0, 0.5, ends.shape))]
+        shaky = ends + rng.normal(0, 0.5, ends.shape)
+        last = np.array(mask.shape[::-1]) - 1  # nobody draws beside the image
+        return [Mark(kind="scribble", xy=np.clip(shaky, 0, last))]
     return [Mark(kind="mask", mask=distort(mask, rng).astype(np.float32))]
 
 
