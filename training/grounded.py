@@ -13,17 +13,14 @@ import torch
 from torch import Tensor
 
 from medsight_core.model import ImageFeatures, MedSightForConditionalGeneration, MedSightProcessor
-from medsight_core.prompt_raster import draw
+from training.clicks import Pointing, go_on, point_at, rasters
 from training.data.augment import Batch, augment
 from training.data.biomedparse import Sample, sampling_weights
 from training.data.conversations import CODE, Conversations, Turn
-from training.data.prompts import marks_for
 from training.losses import segmentation_loss
 from training.matching import match_images
 
 IGNORE = -100
-Pointed = tuple[int | None, int | None]
-"""The target that a prompt was drawn for, and the smallest one under it; None for a prompt at nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +33,7 @@ class GroundedConfig:
         size: input side.
         prompted: share of the images with a prompt.
         misplaced: share of the prompts that point at nothing.
+        refined: share of the batches in which a first answer to the prompts is corrected by further clicks.
         bce, dice: weights of L_seg.
         single_code: write one and the same code for every region (ablation: a plain [SEG] token).
         strength: of the augmentation.
@@ -45,11 +43,27 @@ class GroundedConfig:
     turns: int = 3
     size: int = 256
     prompted: float = 0.5
-    misplaced: float = 0.12
+    misplaced: float = 0.2
+    refined: float = 0.3
     bce: float = 2.0
     dice: float = 1.0
     single_code: bool = False
     strength: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A batch of images as the frozen half sees them.
+
+    Attributes:
+        batch: images and targets.
+        pointings: what was drawn on each; None where nothing was.
+        features: of the images with their prompts.
+    """
+
+    batch: Batch
+    pointings: list[Pointing | None]
+    features: ImageFeatures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,51 +104,41 @@ class Grounded:
         self.code_names = [processor.codes.name(code) for code in processor.codes]
         self.groups = {name: index for index, name in enumerate(model.config.modality_names)}
 
-    def images(self, rng: np.random.Generator) -> tuple[Batch, Tensor, list[Pointed | None]]:
-        """A batch of images with prompt rasters `(images, channels, h, w)`, and for each prompted image what its
-        prompt was drawn for and what lies under it."""
-        chosen = rng.choice(len(self.samples), self.config.images, p=self.weights)
-        batch = augment(
-            [self.samples[i] for i in chosen], size=self.config.size, rng=rng, strength=self.config.strength
-        )
-        rasters: list[np.ndarray] = []
-        prompts: list[Pointed | None] = []
-        for masks, sample in zip(batch.masks, batch.samples, strict=True):
-            size = tuple(masks.shape[-2:])
-            if sample.questions or rng.random() >= self.config.prompted:
-                rasters.append(draw([], size))
-                prompts.append(None)
-                continue
-            marks, drawn, under = marks_for(masks.numpy() > 0.5, rng, misplaced=self.config.misplaced)
-            rasters.append(draw(marks, size))
-            prompts.append((drawn, under) if marks else None)
-        return batch, torch.from_numpy(np.stack(rasters)), prompts
+    @torch.no_grad()
+    def scene(self, rng: np.random.Generator) -> Scene:
+        """Images, what people drew on some of them, and what the frozen half sees."""
+        config, model = self.config, self.model.model
+        chosen = rng.choice(len(self.samples), config.images, p=self.weights)
+        batch = augment([self.samples[i] for i in chosen], size=config.size, rng=rng, strength=config.strength)
+        pointings = point_at(batch, rng, share=config.prompted, misplaced=config.misplaced)
+        vision = model.vision(normalise(batch.images).to(self.model.device))
+        if not any(pointings):
+            return Scene(batch=batch, pointings=pointings, features=model.perceive(vision))
+        if rng.random() < config.refined:
+            pointings = go_on(model, vision, batch, pointings, rng)
+        raster = rasters(pointings, config.size // 2).to(self.model.device)
+        return Scene(batch=batch, pointings=pointings, features=model.perceive(vision, raster))
 
-    def turns(self, batch: Batch, prompts: list[Pointed | None], rng: np.random.Generator) -> list[list[Turn]]:
+    def turns(self, scene: Scene, rng: np.random.Generator) -> list[list[Turn]]:
         """Turns about each image of a batch; targets that the augmentation moved out of view are not asked for."""
         asked = []
-        for sample, prompt, masks in zip(batch.samples, prompts, batch.masks, strict=True):
+        batch = scene.batch
+        for sample, pointing, masks in zip(batch.samples, scene.pointings, batch.masks, strict=True):
             of_image: list[Turn] = []
             while len(of_image) < self.config.turns:
-                if prompt is None:
+                if pointing is None:
                     turn = self.conversations.plain(sample, rng)
                 else:
-                    turn = self.conversations.prompted(sample, prompt[0], prompt[1], rng)
+                    turn = self.conversations.prompted(sample, pointing.drawn, pointing.under, rng)
                 if all(masks[t].sum() > 0.5 for t in turn.targets):
                     of_image.append(turn)
             asked.append(of_image)
         return asked
 
     @torch.no_grad()
-    def look(self, batch: Batch, rasters: Tensor) -> ImageFeatures:
-        """The frozen half."""
-        device = self.model.device
-        pixels = normalise(batch.images).to(device)
-        return self.model.model.encode_image(pixels, rasters.to(device) if rasters.any() else None)
-
-    @torch.no_grad()
-    def codes(self, batch: Batch, features: ImageFeatures) -> list[dict[int, str]]:
+    def codes(self, scene: Scene) -> list[dict[int, str]]:
         """Name of the region code of each target of each image: the code of the query that matches it."""
+        batch, features = scene.batch, scene.features
         names: list[dict[int, str]] = [{} for _ in batch.samples]
         image, query, target = match_images(features.regions, batch, self.classes, self.model.config.num_region_queries)
         if self.config.single_code or not len(image):

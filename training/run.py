@@ -14,6 +14,7 @@ from medsight_core.model import MedSightForConditionalGeneration, MedSightProces
 from training.build import new_model, new_processor, open_model
 from training.data.biomedparse import Sample, class_names, hold_out, load_samples
 from training.data.conversations import corpus
+from training.data.volumes import load_volumes
 from training.data.vqa import load_vqa
 from training.grounded import Grounded, GroundedConfig
 from training.loop import LoopConfig, train
@@ -51,6 +52,8 @@ class Run:
         self.train, self.validation = hold_out(samples, data.get("validation", 0.06))
         self.vqa = load_vqa(Path(data["vqa"])) if data.get("vqa") else []
         self.classes = class_names(samples)
+        if chosen := data.get("volumes"):
+            self.train += load_volumes(Path(chosen["manifest"]), chosen["use"], classes=self.classes)
         say(f"{len(self.train)} images to train on, {len(self.validation)} held out, {len(self.vqa)} with questions")
 
     def stage(self, number: int) -> Path:

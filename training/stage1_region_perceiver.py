@@ -17,10 +17,12 @@ from torch import Tensor
 
 from medsight_core.model import MedSightForConditionalGeneration
 from medsight_core.model.modeling import ImageFeatures
+from medsight_core.model.vision import VisionFeatures
 from medsight_core.prompt_raster import Mark, draw
+from training.clicks import go_on, point_at, rasters
 from training.data.augment import Batch, augment
 from training.data.biomedparse import Sample, sampling_weights
-from training.data.prompts import marks_for, simulate
+from training.data.prompts import simulate
 from training.grounded import normalise
 from training.losses import at_size, bce_loss, class_loss, segmentation_loss
 from training.matching import match_images
@@ -36,7 +38,8 @@ class RegionPerceiverConfig:
         sizes: input sides over the run, as (share of the steps, side); small first is faster.
         prompt_share: share of the batches with prompts.
         misplaced: share of prompts that point at nothing.
-        no_object: weight of that class.
+        refined: share of those batches in which a first guess is corrected by further clicks.
+        no_object, nothing_there: weight of the class "no object", for the learned queries and for prompts.
         auxiliary: weight of the intermediate stages' losses.
         bce, dice, ce: weights of the loss.
         train_encoder: False for a pre-trained encoder.
@@ -44,9 +47,11 @@ class RegionPerceiverConfig:
 
     batch: int = 8
     sizes: tuple[tuple[float, int], ...] = ((1.0, 256),)
-    prompt_share: float = 0.5
-    misplaced: float = 0.1
+    prompt_share: float = 0.75
+    misplaced: float = 0.2
+    refined: float = 0.5
     no_object: float = 0.1
+    nothing_there: float = 1.0
     auxiliary: float = 0.3
     bce: float = 2.0
     dice: float = 1.0
@@ -94,10 +99,10 @@ class RegionPerceiverStage:
         batch = augment([self.samples[i] for i in chosen], size=self.size(step), rng=rng)
         device = self.model.device
         raster, wanted = None, None
+        vision = self.model.model.vision(normalise(batch.images).to(device))
         if rng.random() < self.config.prompt_share:
-            raster, wanted = self.prompts(batch, rng)
-            raster = raster.to(device)
-        features = self.model.model.encode_image(normalise(batch.images).to(device), raster)
+            raster, wanted = self.prompts(batch, vision, rng)
+        features = self.model.model.perceive(vision, raster)
         queries = self.model.config.num_region_queries
         loss, figures = self.matched_loss(features, batch, queries)
         if wanted is not None:
@@ -131,14 +136,18 @@ class RegionPerceiverStage:
             loss = loss + self.config.auxiliary * (rough + self.config.ce * naming)
         return loss, {"segmentation": float(seg.detach()), "class": float(ce.detach())}
 
-    def prompts(self, batch: Batch, rng: np.random.Generator) -> tuple[Tensor, list[int | None]]:
-        """Prompt rasters at mask resolution, and which target each points at (None: nothing)."""
-        rasters, wanted = [], []
-        for masks in batch.masks:
-            marks, _, under = marks_for(masks.numpy() > 0.5, rng, misplaced=self.config.misplaced)
-            rasters.append(draw(marks, tuple(masks.shape[-2:])))
-            wanted.append(under)
-        return torch.from_numpy(np.stack(rasters)), wanted
+    def prompts(
+        self, batch: Batch, vision: VisionFeatures, rng: np.random.Generator
+    ) -> tuple[Tensor, list[int | None]]:
+        """Prompt rasters at mask resolution, and which target each points at (None: nothing).
+
+        In some batches these are the second or third step of a person who corrects what the first one yielded.
+        """
+        pointings = point_at(batch, rng, share=1.0, misplaced=self.config.misplaced)
+        for _ in range(int(rng.integers(1, 3)) if rng.random() < self.config.refined else 0):
+            pointings = go_on(self.model.model, vision, batch, pointings, rng)
+        raster = rasters(pointings, batch.images.shape[-1] // 2).to(self.model.device)
+        return raster, [None if pointing is None else pointing.under for pointing in pointings]
 
     def prompted_loss(
         self, features: ImageFeatures, batch: Batch, wanted: list[int | None]
@@ -157,7 +166,7 @@ class RegionPerceiverStage:
             target = at_size(truth, logits.shape[-2:])
             seg = segmentation_loss(logits[found], target[found], bce=self.config.bce, dice=self.config.dice)
             empty = bce_loss(logits[~found], target[~found]).mean() if (~found).any() else seg * 0
-            return seg + 0.2 * empty, class_loss(class_logits[:, -1], classes, no_object=0.5)
+            return seg + 0.2 * empty, class_loss(class_logits[:, -1], classes, no_object=self.config.nothing_there)
 
         seg, ce = level(regions.mask_logits, regions.class_logits)
         loss = seg + self.config.ce * ce

@@ -43,10 +43,9 @@ class VisionToTextStage:
 
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         """L_LLM over turns without codes."""
-        batch, rasters, prompts = self.grounded.images(rng)
-        features = self.grounded.look(batch, rasters)
-        texts = self.grounded.texts(batch, self.grounded.turns(batch, prompts, rng), lambda image, target: "")
-        language, _ = self.grounded.losses(texts, features)
+        scene = self.grounded.scene(rng)
+        texts = self.grounded.texts(scene.batch, self.grounded.turns(scene, rng), lambda image, target: "")
+        language, _ = self.grounded.losses(texts, scene.features)
         return language, {"language": float(language.detach())}
 
     def validate(self, folder: Path, step: int) -> dict[str, float]:

@@ -65,8 +65,8 @@ class CodebookStage:
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         """L_codebook."""
         grounded, codebook, config = self.grounded, self.model.model.codebook, self.config
-        batch, rasters, _ = grounded.images(rng)
-        features = grounded.look(batch, rasters)
+        scene = grounded.scene(rng)
+        batch, features = scene.batch, scene.features
         queries = self.model.config.num_region_queries
         image, query, target = match_images(features.regions, batch, grounded.classes, queries)
         known = torch.tensor([grounded.groups.get(s.modality, -1) for s in batch.samples], device=self.model.device)
@@ -128,8 +128,8 @@ class CodebookStage:
         right, named, masked, count = 0.0, 0.0, 0.0, 0
         for seed in range(12):
             rng = np.random.default_rng([1, seed])
-            batch, rasters, _ = grounded.images(rng)
-            features = grounded.look(batch, rasters)
+            scene = grounded.scene(rng)
+            batch, features = scene.batch, scene.features
             queries = self.model.config.num_region_queries
             image, query, target = match_images(features.regions, batch, grounded.classes, queries)
             known = torch.tensor([grounded.groups.get(s.modality, 0) for s in batch.samples], device=self.model.device)
@@ -196,10 +196,9 @@ class TextToVisionStage:
 
 def grounded_loss(grounded: Grounded, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
     """L_LLM + L_seg of one batch of conversations with codes."""
-    batch, rasters, prompts = grounded.images(rng)
-    features = grounded.look(batch, rasters)
-    codes = grounded.codes(batch, features)
-    texts = grounded.texts(batch, grounded.turns(batch, prompts, rng), lambda image, target: codes[image][target])
-    language, seg = grounded.losses(texts, features)
+    scene = grounded.scene(rng)
+    codes = grounded.codes(scene)
+    texts = grounded.texts(scene.batch, grounded.turns(scene, rng), lambda image, target: codes[image][target])
+    language, seg = grounded.losses(texts, scene.features)
     figures = {"language": float(language.detach()), "segmentation": float(seg.detach())}
     return language + seg, figures

@@ -33,10 +33,10 @@ def answer_samples(
     shown: list[tuple[Tensor, Tensor, Tensor, str]] = []
     for seed in range(batches):
         rng = np.random.default_rng([2, seed])
-        batch, rasters, prompts = grounded.images(rng)
-        features = grounded.look(batch, rasters)
-        names = grounded.codes(batch, features) if codes else []
-        asked = grounded.turns(batch, prompts, rng)
+        scene = grounded.scene(rng)
+        batch, features = scene.batch, scene.features
+        names = grounded.codes(scene) if codes else []
+        asked = grounded.turns(scene, rng)
         texts = grounded.texts(batch, asked, lambda i, t: names[i][t] if codes else "")  # noqa: B023
         model, device = grounded.model, grounded.model.device
         out = model(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.data.biomedparse import Sample, class_names, hold_out, load_samples, sampling_weights
+from training.data.biomedparse import Sample, Target, class_names, hold_out, load_samples, sampling_weights
 
 SIDE = 16
 
@@ -111,6 +112,17 @@ def test_small_datasets_are_seen_enough() -> None:
     even = sampling_weights(samples, power=0.0)
     assert even[:100].sum() == pytest.approx(even[100:].sum())
     assert sampling_weights(samples, power=1.0) == pytest.approx(np.full(104, 1 / 104))
+
+
+def test_normal_images_and_rare_diagnoses_are_seen_enough() -> None:
+    """Each diagnosis of a data set, and its images without a finding, weigh as the root of their number."""
+    finding = (Target(names=("tumor",), mask=np.ones((2, 2), bool)),)
+    benign = [replace(plain("D", i), targets=finding, diagnosis="benign") for i in range(100)]
+    malignant = [replace(plain("D", i), targets=finding, diagnosis="malignant") for i in range(25)]
+    empty = [plain("D", i) for i in range(4)]
+    weights = sampling_weights([*benign, *malignant, *empty])
+    shares = weights[:100].sum(), weights[100:125].sum(), weights[125:].sum()
+    assert np.array(shares) / shares[2] == pytest.approx([5.0, 2.5, 1.0])
 
 
 def test_class_names_are_the_precise_ones(root: Path) -> None:

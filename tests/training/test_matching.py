@@ -117,6 +117,7 @@ def test_images_of_a_batch() -> None:
     batch = Batch(
         images=torch.zeros(3, 3, 8, 10),
         masks=[torch.zeros(0, 4, 5), truth, torch.zeros(1, 4, 5)],
+        nearby=[torch.zeros(0, 4, 5)] * 3,
         samples=[sample(), sample("lung", "spleen", "liver"), sample("liver")],
     )
     logits = torch.randn(3, 4, 4, 5, generator=torch.Generator().manual_seed(0))
@@ -128,7 +129,8 @@ def test_images_of_a_batch() -> None:
 
 
 def test_a_batch_without_targets() -> None:
-    batch = Batch(images=torch.zeros(1, 3, 8, 10), masks=[torch.zeros(0, 4, 5)], samples=[sample()])
+    none = [torch.zeros(0, 4, 5)]
+    batch = Batch(images=torch.zeros(1, 3, 8, 10), masks=none, nearby=none, samples=[sample()])
     found = match_images(output(torch.zeros(1, 2, 4, 5), torch.zeros(1, 2, 4)), batch, {}, queries=2)
     assert [t.tolist() for t in found] == [[], [], []]
     assert all(t.dtype == torch.long for t in found)

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from medsight_core.prompt_raster import CHANNELS, draw
-from training.data.prompts import KINDS, distort, marks_for, point_inside, point_outside, simulate, smallest_under
+from training.data.prompts import (
+    KINDS,
+    correct,
+    distort,
+    marks_for,
+    point_inside,
+    point_outside,
+    simulate,
+    smallest_under,
+)
 
 SEEDS = st.integers(0, 2**32 - 1)
 SHAPES = st.tuples(st.integers(6, 60), st.integers(6, 60))
@@ -146,6 +155,49 @@ def test_marks_for_an_image(seed: int, count: int, misplaced: float) -> None:
         assert not any(holds(targets[i], first.xy) for i in smaller)
     elif first.kind in ("box", "mask"):
         assert under == drawn
+
+
+@given(seed=SEEDS)
+@settings(max_examples=60, deadline=None)
+def test_a_correction_clicks_into_what_is_wrong(seed: int) -> None:
+    """The click lies in the larger error and says so; the guess goes along in place of an earlier mask."""
+    rng = np.random.default_rng(seed)
+    truth, guess = ndimage.gaussian_filter(rng.standard_normal((2, 30, 40)), (0, 3, 3)) > 0.05
+    earlier = [*simulate(truth, rng, "box"), *simulate(truth, rng, "mask")]
+    marks = correct(earlier, guess, truth, rng)
+    assert [mark.kind for mark in marks[:1]] == ["box"]
+    masks = [mark.mask for mark in marks if mark.kind == "mask"]
+    assert len(masks) == bool(guess.any()) and all((mask == guess).all() for mask in masks)
+    clicks = [mark for mark in marks if mark.kind == "point"]
+    missed, extra = truth & ~guess, guess & ~truth
+    assert len(clicks) == bool((truth != guess).any())
+    for click in clicks:
+        assert click.positive == bool(missed.sum() >= extra.sum())
+        assert holds(missed if click.positive else extra, click.xy)
+
+
+def test_a_right_guess_needs_no_click() -> None:
+    truth = np.zeros((9, 9), bool)
+    truth[2:6, 3:7] = True
+    marks = correct([], truth, truth, np.random.default_rng(0))
+    assert [mark.kind for mark in marks] == ["mask"]
+
+
+def test_a_neighbouring_slice_may_be_the_prompt() -> None:
+    """Its mask as it is, meaning the target that it goes on as, or nothing where that has ended or left the view."""
+    here, there = np.zeros((2, 12, 12), bool)
+    here[3:9, 3:9] = there[2:8, 3:9] = True
+    masks = np.stack([here, np.zeros_like(here)])
+    for goes_on, meant in ((0, 0), (None, None), (1, None)):
+        seen = 0
+        for seed in range(40):
+            marks, drawn, under = marks_for(
+                masks, np.random.default_rng(seed), misplaced=0.0, neighbours=[(there, goes_on)]
+            )
+            if marks[0].kind == "mask" and marks[0].mask is not None and (marks[0].mask == there).all():
+                seen += 1
+                assert (drawn, under) == (meant, meant)
+        assert seen > 5
 
 
 def test_no_room_no_mark() -> None:

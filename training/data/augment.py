@@ -29,11 +29,13 @@ class Batch:
     Attributes:
         images: `(batch, 3, size, size)` in 0..1.
         masks: per sample `(targets, size / 2, size / 2)` soft in 0..1.
+        nearby: the same of the neighbouring slices' targets.
         samples: what they were made of.
     """
 
     images: Tensor
     masks: list[Tensor]
+    nearby: list[Tensor]
     samples: list[Sample]
 
 
@@ -49,21 +51,22 @@ def augment(samples: list[Sample], *, size: int, rng: np.random.Generator, stren
     images = torch.from_numpy(np.stack([s.image for s in samples])).permute(0, 3, 1, 2).float() / 255
     while images.shape[-1] >= 2 * size:  # halve before sampling, so that nothing aliases
         images = F.avg_pool2d(images, 2)
-    counts = [len(s.targets) for s in samples]
+    counts = [len(targets) for s in samples for targets in (s.targets, s.nearby)]
     transforms = torch.stack([affine(s, rng, strength) for s in samples])
     grid = F.affine_grid(transforms, [len(samples), 3, size, size], align_corners=False)
     images = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    masks = [t.mask for s in samples for t in s.targets]
+    masks = [t.mask for s in samples for t in (*s.targets, *s.nearby)]
     if masks:
         stacked = torch.from_numpy(np.stack(masks)).float()[:, None]
-        owner = torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(counts))
+        owner = torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(counts).view(-1, 2).sum(1))
         stacked = F.grid_sample(stacked, grid[owner], mode="bilinear", padding_mode="zeros", align_corners=False)
         stacked = F.avg_pool2d(stacked, 2)[:, 0]
     else:
         stacked = torch.zeros(0, size // 2, size // 2)
     if strength:
         images = intensity(images, samples, rng, strength)
-    return Batch(images=images, masks=list(stacked.split(counts)), samples=samples)
+    parts = stacked.split(counts)
+    return Batch(images=images, masks=list(parts[::2]), nearby=list(parts[1::2]), samples=samples)
 
 
 def affine(sample: Sample, rng: np.random.Generator, strength: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,6 +38,8 @@ class Sample:
         targets: distinct masks `(size, size)` bool; none on an image without findings.
         dataset, modality, site, patient, diagnosis, path: as in the manifest.
         questions: pairs of question and answer, where the source has them.
+        complete: every structure that the data set knows is annotated, so that what has no mask is absent.
+        nearby: targets as a neighbouring slice of the same volume shows them, there or not on this one.
     """
 
     image: np.ndarray
@@ -49,6 +51,8 @@ class Sample:
     diagnosis: str | None
     path: str
     questions: tuple[tuple[str, str], ...] = ()
+    complete: bool = False
+    nearby: tuple[Target, ...] = ()
 
 
 def load_samples(
@@ -122,10 +126,13 @@ def class_names(samples: Iterable[Sample]) -> list[str]:
 
 
 def sampling_weights(samples: Sequence[Sample], power: float = 0.5) -> np.ndarray:
-    """Probability of each sample: datasets weigh as their size to the `power`, so that small ones are seen enough."""
-    size: dict[str, int] = defaultdict(int)
-    for sample in samples:
-        size[sample.dataset] += 1
-    weights = np.array([size[s.dataset] ** (power - 1.0) for s in samples], float)
+    """Probability of each sample: groups weigh as their size to the `power`, so that small ones are seen enough.
+
+    A group is what a data set shows under one diagnosis, with or without a finding: normal images and rare diagnoses
+    would else be lost among the many.
+    """
+    groups = [(s.dataset, s.diagnosis, bool(s.targets)) for s in samples]
+    size = Counter(groups)
+    weights = np.array([size[group] ** (power - 1.0) for group in groups], float)
     weights /= weights.sum()
     return weights

@@ -6,7 +6,7 @@ demands, so that "nothing" is learnt as an answer.
 """
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -93,11 +93,13 @@ class Conversations:
     def __init__(self, samples: Iterable[Sample]) -> None:
         self.places: dict[str, set[tuple[str, str]]] = defaultdict(set)
         self.of_dataset: dict[str, set[str]] = defaultdict(set)
+        self.seen: Counter[str] = Counter()
         for sample in samples:
             for target in sample.targets:
                 for name in target.names:
                     self.places[name].add((sample.modality, sample.site))
                     self.of_dataset[sample.dataset].add(name)
+                    self.seen[name] += 1
         self.names = sorted(self.places)
 
     def plain(self, sample: Sample, rng: np.random.Generator) -> Turn:
@@ -158,16 +160,20 @@ class Conversations:
         return Turn(question=ask(SEGMENT, sample, rng, name), answer=f"There is no {name} in this image.")
 
     def missing(self, sample: Sample, rng: np.random.Generator) -> str:
-        """A target that certainly is not in the image: one of its own data set where that image is annotated as
-        empty, else one that occurs only elsewhere in the body or in other modalities."""
-        own = sorted(self.of_dataset[sample.dataset])
-        if not sample.targets and own and rng.random() < 0.7:
+        """A target that certainly is not in the image: one of its own data set where that image is annotated as empty
+        or in full, else one that occurs only elsewhere in the body or in other modalities.
+
+        What is rarely seen is rarely asked for in vain, lest a rare name comes to mean "no".
+        """
+        here = {name for target in sample.targets for name in target.names}
+        own = sorted(self.of_dataset[sample.dataset] - here) if sample.complete or not sample.targets else []
+        if own and rng.random() < 0.7:
             return choose(own, rng)
-        here = (sample.modality, sample.site)
+        place = (sample.modality, sample.site)
         elsewhere = [
-            n for n in self.names if here not in self.places[n] and all(site != here[1] for _, site in self.places[n])
+            n for n in self.names if place not in self.places[n] and all(site != place[1] for _, site in self.places[n])
         ]
-        return choose(elsewhere, rng)
+        return choose(elsewhere, rng, [self.seen[name] ** 0.5 for name in elsewhere])
 
     def present(self, sample: Sample, rng: np.random.Generator) -> Turn:
         """Yes, with its region."""

@@ -1,5 +1,7 @@
 """Simulated prompts: what a person would draw to point at a mask, sometimes clumsily, sometimes beside it."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage
 
@@ -68,8 +70,33 @@ def distort(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return moved if moved.any() else mask
 
 
+def correct(marks: list[Mark], guess: np.ndarray, truth: np.ndarray, rng: np.random.Generator) -> list[Mark]:
+    """The next step of a person who refines: the guess so far goes along, with a click into what is wrong with it.
+
+    Args:
+        marks: what was drawn until now.
+        guess: what that yielded `(height, width)` bool; an empty one is not worth sending.
+        truth: what the person means.
+        rng: source of randomness.
+
+    Returns:
+        All marks of the next step; an earlier mask gives way to the guess.
+    """
+    drawn = [mark for mark in marks if mark.kind != "mask"]
+    missed, extra = truth & ~guess, guess & ~truth
+    if missed.any() or extra.any():
+        positive = bool(missed.sum() >= extra.sum())
+        place = point_inside(missed if positive else extra, rng)
+        drawn.append(Mark(kind="point", xy=place[None], positive=positive))
+    return [*drawn, Mark(kind="mask", mask=guess.astype(np.float32))] if guess.any() else drawn
+
+
 def marks_for(
-    masks: np.ndarray, rng: np.random.Generator, *, misplaced: float
+    masks: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    misplaced: float,
+    neighbours: Sequence[tuple[np.ndarray, int | None]] = (),
 ) -> tuple[list[Mark], int | None, int | None]:
     """A prompt on one image.
 
@@ -77,11 +104,18 @@ def marks_for(
         masks: targets `(targets, height, width)` bool.
         rng: source of randomness.
         misplaced: share of prompts that point at nothing.
+        neighbours: masks of the neighbouring slices, each with the target that it goes on as (None where it ends);
+            some prompts are such a mask.
 
     Returns:
         Marks; the target they were drawn for; the target that they mean without a word, the smallest one under a click
         or scribble. Both are None for a prompt at nothing; no marks when there is no such place.
     """
+    if neighbours and rng.random() < 0.4:
+        mask, goes_on = neighbours[int(rng.integers(len(neighbours)))]
+        if goes_on is not None and not masks[goes_on].any():
+            goes_on = None
+        return [Mark(kind="mask", mask=mask.astype(np.float32))], goes_on, goes_on
     areas = masks.reshape(len(masks), -1).sum(1) if len(masks) else np.zeros(0)
     visible = np.flatnonzero(areas > 3)
     if not len(visible) or rng.random() < misplaced:
