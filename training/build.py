@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
+from medsight_core.errors import InputError
 from medsight_core.model import (
     MedSightConfig,
     MedSightForConditionalGeneration,
@@ -71,7 +72,27 @@ def new_model(config: dict[str, Any], processor: MedSightProcessor, *, seed: int
     return MedSightForConditionalGeneration(MedSightConfig(**fields))
 
 
-def open_model(folder: Path) -> tuple[MedSightForConditionalGeneration, MedSightProcessor]:
-    """Model (fp32) and processor of an earlier stage."""
-    model = MedSightForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    return model, MedSightProcessor.from_pretrained(folder)
+def open_model(
+    folder: Path, switches: dict[str, Any] | None = None
+) -> tuple[MedSightForConditionalGeneration, MedSightProcessor]:
+    """Model (fp32) and processor of an earlier stage.
+
+    Args:
+        folder: where they were saved.
+        switches: settings of `MedSightConfig` to change that leave the weights as they are, such as
+            `use_region_tokens` or `mask_decoder`; the processor follows.
+
+    Raises:
+        InputError: when there is no such setting.
+    """
+    config = MedSightConfig.from_pretrained(folder)
+    processor = MedSightProcessor.from_pretrained(folder)
+    regions = config.num_region_queries
+    patches = processor.num_visual_tokens - regions * config.use_region_tokens
+    for name, value in (switches or {}).items():
+        if not hasattr(config, name):
+            raise InputError("bad_switch", f"The model has no setting '{name}'.", "See MedSightConfig.")
+        setattr(config, name, value)
+    processor.num_visual_tokens = patches + regions * config.use_region_tokens
+    model = MedSightForConditionalGeneration.from_pretrained(folder, config=config, dtype=torch.float32)
+    return model, processor

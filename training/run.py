@@ -89,7 +89,7 @@ class Run:
 
     def stage2(self, source: Path) -> Path:
         """P_v→t."""
-        model, processor = open_model(source)
+        model, processor = self.open(source)
         options = self.recipe["stages"][2]
         stage = VisionToTextStage(
             grounded=self.grounded(model, processor, options, self.train + self.vqa),
@@ -101,7 +101,7 @@ class Run:
     def stage3(self, source: Path) -> Path:
         """Codebook, then P_t→v with the rows of the codes."""
         options = self.recipe["stages"][3]
-        model, processor = open_model(source)
+        model, processor = self.open(source)
         loop = self.loop(options["codebook"])
         codebook = CodebookStage(
             grounded=self.grounded(model, processor, options["codebook"], self.train),
@@ -110,7 +110,7 @@ class Run:
             validation=self.held_out(model, processor),
         )
         learnt = self.finish("stage3-codebook", codebook, loop, processor)
-        model, processor = open_model(learnt)
+        model, processor = self.open(learnt)
         put_codes_into_vocabulary(model)
         stage = TextToVisionStage(
             grounded=self.grounded(model, processor, options["align"], self.train),
@@ -120,13 +120,17 @@ class Run:
 
     def stage4(self, source: Path) -> Path:
         """Everything that speaks."""
-        model, processor = open_model(source)
+        model, processor = self.open(source)
         options = self.recipe["stages"][4]
         stage = InstructionStage(
             grounded=self.grounded(model, processor, options, self.train + self.vqa),
             validation=self.held_out(model, processor),
         )
         return self.finish("stage4", stage, self.loop(options), processor)
+
+    def open(self, source: Path) -> tuple[MedSightForConditionalGeneration, MedSightProcessor]:
+        """The model of the stage before, with the recipe's switches: a way to see what a part is good for."""
+        return open_model(source, self.recipe.get("switches"))
 
     def grounded(
         self,

@@ -1,6 +1,7 @@
 """The four stages, run for real on a toy data set."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from safetensors.torch import load_file
 
 from medsight_core.errors import InputError
 from medsight_core.inference.engine import Engine
+from medsight_core.model import MedSightProcessor
 from tests.training import toy
+from training.build import open_model
 from training.recipe import read_recipe
 from training.run import Run, export
 
@@ -112,6 +115,23 @@ def test_a_stage_without_the_one_before_it_is_refused(tmp_path: Path) -> None:
     data = toy.write_dataset(tmp_path / "data")
     with pytest.raises(InputError, match="Train stage 3 first"):
         Run(toy.toy_recipe(data), tmp_path / "run", lambda text: None).stage(4)
+
+
+def test_a_stage_can_do_without_region_tokens(trained: Path, tmp_path: Path) -> None:
+    """A switch takes a part away: the texts lose its placeholders, the model reads the rest and is saved that way."""
+    shutil.copytree(trained / "stage3-align", tmp_path / "run" / "stage3-align")
+    recipe = toy.toy_recipe(toy.write_dataset(tmp_path / "data")) | {"switches": {"use_region_tokens": False}}
+    last = Run(recipe, tmp_path / "run", lambda text: None).stage(4)
+    before, after = (MedSightProcessor.from_pretrained(folder) for folder in (trained / "stage4" / "last", last))
+    assert before.num_visual_tokens - after.num_visual_tokens == recipe["model"]["num_region_queries"]
+    assert not json.loads((last / "config.json").read_text())["use_region_tokens"]
+    again, processor = open_model(last)
+    assert processor.num_visual_tokens == after.num_visual_tokens and not again.config.use_region_tokens
+
+
+def test_a_switch_that_does_not_exist_is_named(trained: Path) -> None:
+    with pytest.raises(InputError, match="no setting 'use_regoin_tokens'"):
+        open_model(trained / "stage4" / "last", {"use_regoin_tokens": False})
 
 
 def test_missing_data_is_named(tmp_path: Path) -> None:
