@@ -101,7 +101,7 @@ class Term:
     def key(self) -> str:
         """The same for synonyms, different for different findings; the colour follows it."""
         if self.match != "exact":
-            return " ".join(_words(self.label))
+            return " ".join(normal_words(self.label))
         codes = (self.type, self.modifier, self.region, self.laterality)
         return " ".join("-" if code is None else str(code.value) for code in codes)
 
@@ -119,7 +119,8 @@ class _Entry:
         return self.category in (ANATOMICAL_STRUCTURE, TISSUE)
 
 
-def _words(text: str) -> list[str]:
+def normal_words(text: str) -> list[str]:
+    """The words of a text in small letters and one spelling, without marks between them."""
     words = re.findall(r"[^\W_]+", text.lower())
     for british, american in _SPELLINGS:
         words = [word.replace(british, american) for word in words]
@@ -196,6 +197,12 @@ def _scan(words: Sequence[str]) -> tuple[list[_Entry], list[str]]:
     return found, unknown
 
 
+def unknown_words(label: str) -> list[str]:
+    """The words of a label that the terminology has no place for; `find_term` then says less than they do."""
+    words = [word for word in normal_words(label) if word not in _SIDES and word not in _MODIFIERS]
+    return [] if _look_up(words) is not None else _scan(words)[1]
+
+
 def find_term(label: str, *, site: str | None = None) -> Term:
     """Codes for the words of a finding.
 
@@ -206,7 +213,7 @@ def find_term(label: str, *, site: str | None = None) -> Term:
     Returns:
         The codes. Unknown words give Tissue (or Lesion, where they sound like a disease) and ``match="generic"``.
     """
-    words = _words(label)
+    words = normal_words(label)
     whole = _look_up(words)
     if whole is not None:
         return _term(label, whole, site=site)
@@ -239,7 +246,7 @@ def find_term(label: str, *, site: str | None = None) -> Term:
 def _region(site: str | None) -> Code | None:
     if site is None or site.lower() in _SITES_WITHOUT_REGION:
         return None
-    entry = _look_up(_words(site))
+    entry = _look_up(normal_words(site))
     return entry.type if entry is not None and entry.is_structure else None
 
 

@@ -63,7 +63,7 @@ def describe(volume: Volume) -> dict[str, Any]:
         "dtype": str(volume.array.dtype),
         "spacing_mm": frame.spacing.round(6).tolist() if frame.physical else None,
         "origin_lps_mm": frame.origin.round(4).tolist() if frame.physical else None,
-        "orientation": orientation(frame) if _has_place(volume) else None,
+        "orientation": orientation(frame) if volume.has_place else None,
         "window": _window(volume),
         "photometric": source.photometric,
         "regular": volume.frame is not None,
@@ -73,27 +73,14 @@ def describe(volume: Volume) -> dict[str, Any]:
 
 
 def _window(volume: Volume) -> dict[str, Any]:
-    """What turns values into grey: a window and where it comes from, or the percentiles of the slice."""
-    from medsight_core.imaging.windowing import DEFAULTS, EIGHT_BIT, PERCENTILES
+    """What turns the values of the slice shown first into grey, and where that comes from."""
+    from medsight_core.imaging.windowing import grey_scale
 
     if volume.is_colour:
         return {"centre": None, "width": None, "from": "colours as they are"}
-    for window, origin in (
-        (volume.source.window, "the file"),
-        (DEFAULTS.get(volume.modality), f"the default for {volume.modality}"),
-    ):
-        if window is not None:
-            return {"centre": window[0], "width": window[1], "from": origin}
-    if volume.modality in EIGHT_BIT and volume.array.min() >= 0 and volume.array.max() <= 255:
-        return {"centre": None, "width": None, "from": "grey values as they are"}
-    return {"centre": None, "width": None, "from": f"percentiles {PERCENTILES[0]} and {PERCENTILES[1]} of each slice"}
-
-
-def _has_place(volume: Volume) -> bool:
-    """Whether directions mean directions of the body: not for a picture, nor for a projection without coordinates."""
-    source = volume.source
-    in_body = source.frame_of_reference_uid is not None if source.kind == "dicom" else source.kind != "image"
-    return in_body and volume.slice_frame(volume.middle).physical
+    scale = grey_scale(volume, volume.middle)
+    centre, width = scale.window or (None, None)
+    return {"centre": centre, "width": width, "from": scale.origin}
 
 
 def _problem(volume: Volume) -> dict[str, str] | None:

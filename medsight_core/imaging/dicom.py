@@ -18,6 +18,7 @@ from pydicom.pixels import apply_modality_lut
 
 from medsight_core.errors import InputError
 from medsight_core.geometry import Frame
+from medsight_core.imaging.dicom_folder import Broken, choose_series, series_of, without_broken
 from medsight_core.imaging.dicom_header import Header, name, read_header
 from medsight_core.imaging.dicom_pixels import check_codec, read_frames
 from medsight_core.imaging.dicom_planes import Plane, check_same_size, read_planes
@@ -38,7 +39,6 @@ MODALITIES: Final[dict[str, str]] = {
     **dict.fromkeys(("OPT", "OCT", "IVOCT"), "OCT"),
     **dict.fromkeys(("SM", "GM"), "Pathology"),
 }
-_LISTED_SERIES: Final = 12
 
 
 @dataclass
@@ -46,7 +46,7 @@ class _Folder:
     """What was found in a folder, by series."""
 
     series: dict[str, list[Header]] = field(default_factory=dict)
-    broken: list[InputError] = field(default_factory=list)
+    broken: list[Broken] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
 
 
@@ -73,19 +73,16 @@ def read_dicom_folder(folder: Path, *, series: str | None = None) -> Volume:
     found = _scan(folder)
     if not found.series:
         if found.broken:
-            raise found.broken[0]
+            raise found.broken[0].error
         counted = ", ".join(f"{count} {what}" for what, count in found.skipped.items()) or "no files"
         raise InputError(
             "no_dicom",
             f"{printable(folder.name) or folder} holds no DICOM images ({counted}).",
             "Give a folder with the files of one series, or a single image file.",
         )
-    headers = found.series[_choose(found.series, series, folder)]
-    if found.broken:
-        # It may belong to this series; a slice less would be a silent gap.
-        raise found.broken[0]
+    uid = choose_series(found.series, series, folder)
     warnings = [f"{count} {what} in the folder left out." for what, count in found.skipped.items()]
-    return _volume(headers, warnings)
+    return _volume(found.series.pop(uid), warnings, broken=found.broken, others=tuple(found.series))
 
 
 def _scan(folder: Path) -> _Folder:
@@ -100,45 +97,23 @@ def _scan(folder: Path) -> _Folder:
             if error.code in ("not_an_image", "unsupported_object"):
                 found.skipped["DICOM object(s) that are not scans"] += 1
             else:
-                found.broken.append(error)
+                found.broken.append(Broken(path=path, series_uid=series_of(path), error=error))
             continue
         found.series.setdefault(header.text("SeriesInstanceUID"), []).append(header)
     return found
 
 
-def _choose(all_series: dict[str, list[Header]], wanted: str | None, folder: Path) -> str:
-    def describe(uid: str) -> str:
-        head = all_series[uid][0]
-        label = printable(head.text("SeriesDescription"), 40)
-        count = sum(header.layout.frames for header in all_series[uid])
-        number = printable(head.text("SeriesNumber"), 12)
-        if not number or sum(other[0].text("SeriesNumber") == number for other in all_series.values()) > 1:
-            number = f"UID ending in {printable(uid[-12:])}"
-        return f'{number}: {printable(head.text("Modality"), 8)} "{label}", {count} image(s)'
+def _volume(
+    headers: Sequence[Header], warnings: list[str], *, broken: Sequence[Broken] = (), others: Sequence[str] = ()
+) -> Volume:
+    """The volume of one series.
 
-    def matches(uid: str) -> bool:
-        head = all_series[uid][0]
-        names = (uid, head.text("SeriesNumber"), head.text("SeriesDescription"))
-        return wanted in names or (wanted is not None and len(wanted) >= 4 and uid.endswith(wanted))
-
-    uids = sorted(all_series, key=lambda uid: (all_series[uid][0].text("SeriesNumber").zfill(12), uid))
-    chosen = uids if wanted is None else [uid for uid in uids if matches(uid)]
-    if len(chosen) == 1:
-        return chosen[0]
-    listed = "; ".join(describe(uid) for uid in uids[:_LISTED_SERIES])
-    listed += f"; and {len(uids) - _LISTED_SERIES} more" if len(uids) > _LISTED_SERIES else ""
-    if wanted is None:
-        sentence = f"{printable(folder.name) or folder} holds {len(uids)} series ({listed})."
-        raise InputError("several_series", sentence, "Choose one with --series and its number, description or UID.")
-    count = "No series is" if not chosen else f"{len(chosen)} series are"
-    raise InputError(
-        "unknown_series",
-        f'{count} called "{printable(wanted)}" in {printable(folder.name) or folder}, which holds {listed}.',
-        "Choose one with --series and its number, description or UID.",
-    )
-
-
-def _volume(headers: Sequence[Header], warnings: list[str]) -> Volume:
+    Args:
+        headers: Of its files.
+        warnings: What was said so far.
+        broken: Files of the same folder that cannot be read.
+        others: UIDs of the other series there.
+    """
     headers = _without_copies(headers, warnings)
     headers = _without_localizers(headers, warnings)
     for header in headers:
@@ -148,6 +123,7 @@ def _volume(headers: Sequence[Header], warnings: list[str]) -> Volume:
     layout = planes[0].header.layout
     check_size("The series", (len(planes), layout.rows, layout.columns))
     ordered, laid = _order(planes)
+    warnings += without_broken(broken, headers, others, regular=laid.frame is not None)
     slices = _slice_frames(ordered, laid)
     head = ordered[len(ordered) // 2].header
     modality = head.text("Modality").strip()

@@ -92,6 +92,13 @@ class Volume:
         """Index of the slice to show first."""
         return self.n_slices // 2
 
+    @property
+    def has_place(self) -> bool:
+        """Whether directions are directions of the body: not in a picture, nor in a projection without coordinates."""
+        source = self.source
+        in_body = source.frame_of_reference_uid is not None if source.kind == "dicom" else source.kind != "image"
+        return in_body and self.slice_frames[self.middle].physical
+
     def slice_frame(self, k: int) -> Frame:
         """The exact frame of slice ``k``, shape (1, rows, columns).
 

@@ -1,8 +1,8 @@
 """Finds a model folder and makes sure, before any model is built, that its weights are whole.
 
 Weights are data: only safetensors files are opened, and this module reads them itself, without torch, so that a damaged
-checkpoint is named at once. What a whole checkpoint must hold is asked later, when the model's shapes are known
-(`require_tensors`).
+checkpoint is named at once. So is one whose tensors are not those that its configuration tells of (`shapes`); what else
+a whole checkpoint must hold is asked later, when the model is there to say it (`require_tensors`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from medsight_core.errors import CheckpointError
+from medsight_core.inference.shapes import declared_shapes, strange_values
 
 ENVIRONMENT: Final = "MEDSIGHT_MODEL"
 """Names the model folder that is used where none is given."""
@@ -27,6 +28,7 @@ ENVIRONMENT: Final = "MEDSIGHT_MODEL"
 DEFAULT_NAME: Final = "medsight-mini"
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
+PROCESSOR: Final = ("tokenizer.json", "processor_config.json")
 INDEX: Final = "model.safetensors.index.json"
 COPY_AGAIN: Final = "Copy the folder again from where it came."
 
@@ -101,7 +103,7 @@ def locate(path: Path | str | None = None) -> Path:
 
 
 def open_checkpoint(path: Path | str | None = None) -> Checkpoint:
-    """Checks a model folder from outside in: files, headers, then every value.
+    """Checks a model folder from outside in: files, headers, shapes, then every value.
 
     Args:
         path: See `locate`.
@@ -121,10 +123,19 @@ def open_checkpoint(path: Path | str | None = None) -> Checkpoint:
             f'{folder / CONFIG} describes a model of type {config.get("model_type")!r}, expected "medsight".',
             "Name a MedSIGHT checkpoint.",
         )
+    strange = strange_values(config)
+    if strange:
+        raise CheckpointError(
+            "bad_config", f"{folder / CONFIG} does not describe a model: {_some(strange, '; ')}.", COPY_AGAIN
+        )
+    for name in PROCESSOR:
+        if (folder / name).is_file():
+            _read_json(folder / name, code="bad_processor")
     weights = _weight_files(folder)
     tensors: dict[str, StoredTensor] = {}
     for file in weights:
         tensors |= _read_header(file)
+    _compare(folder, tensors, declared_shapes(config))
     digest = hashlib.sha256()
     for file in weights:
         _read_values(file, {name: t for name, t in tensors.items() if t.file == file}, digest)
@@ -137,23 +148,27 @@ def require_tensors(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ..
     Raises:
         CheckpointError: missing_tensors or wrong_shape, with names and shapes.
     """
-    missing = [name for name in expected if name not in checkpoint.tensors]
+    _compare(checkpoint.folder, checkpoint.tensors, expected)
+
+
+def _compare(folder: Path, tensors: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    missing = [name for name in expected if name not in tensors]
     if missing:
         raise CheckpointError(
             "missing_tensors",
-            f"The weights in {checkpoint.folder} lack {len(missing)} of {len(expected)} tensors that {CONFIG} asks "
+            f"The weights in {folder} lack {len(missing)} tensor{'s' if len(missing) > 1 else ''} that {CONFIG} asks "
             f"for: {_some(missing)}.",
             "Weights and configuration do not belong together; copy both from the same checkpoint.",
         )
     wrong = [
-        f"{name} has shape {list(checkpoint.tensors[name].shape)}, expected {list(shape)}"
+        f"{name} has shape {list(tensors[name].shape)}, expected {list(shape)}"
         for name, shape in expected.items()
-        if checkpoint.tensors[name].shape != tuple(shape)
+        if tensors[name].shape != tuple(shape)
     ]
     if wrong:
         raise CheckpointError(
             "wrong_shape",
-            f"The weights in {checkpoint.folder} do not fit {CONFIG}: {_some(wrong, '; ')}.",
+            f"The weights in {folder} do not fit {CONFIG}: {_some(wrong, '; ')}.",
             "Copy weights and configuration from the same checkpoint.",
         )
 
@@ -195,16 +210,16 @@ def _no_weights(folder: Path) -> CheckpointError:
     return CheckpointError("missing_weights", f"The model folder {folder} has no {WEIGHTS}.", COPY_AGAIN)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_json(file: Path, *, code: str = "damaged_checkpoint") -> dict[str, Any]:
     try:
         size = file.stat().st_size
         content = json.loads(file.read_bytes()) if size <= _LARGEST_JSON else None
     except OSError as error:
-        raise CheckpointError("damaged_checkpoint", f"{file} cannot be read: {error.strerror}.") from error
+        raise CheckpointError(code, f"{file} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError("damaged_checkpoint", f"{file} is not valid JSON.", COPY_AGAIN) from error
+        raise CheckpointError(code, f"{file} is not valid JSON.", COPY_AGAIN) from error
     if not isinstance(content, dict):
-        raise CheckpointError("damaged_checkpoint", f"{file} does not hold a JSON object.", COPY_AGAIN)
+        raise CheckpointError(code, f"{file} does not hold a JSON object.", COPY_AGAIN)
     return content
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from pydicom import uid
 
 from medsight_core.errors import InputError
+from medsight_core.imaging.dicom_folder import SHORTEST_ENDING, series_of, unique_ending
 from medsight_core.imaging.volume import Volume, open_volume
 from tests.imaging.synthetic import ORIENTATIONS, change_file, pattern, write_series
 
@@ -135,6 +137,108 @@ def test_several_series_are_listed_and_one_can_be_chosen(tmp_path: Path) -> None
     with pytest.raises(InputError) as caught:
         open_volume(tmp_path, series="9")
     assert caught.value.code == "unknown_series"
+
+
+def test_the_shortest_endings_that_tell_series_apart_are_listed(tmp_path: Path) -> None:
+    uids = ["1.2.3.4711.900000000001", "1.2.3.4712.900000000001", "1.2.3.4712.900000000002"]
+    written = [
+        write_series(tmp_path / str(k), shape=(2 + k, 6, 6), seed=k, changes={"SeriesInstanceUID": series_uid})
+        for k, series_uid in enumerate(uids)
+    ]
+    with pytest.raises(InputError) as caught:
+        open_volume(tmp_path)
+    assert caught.value.code == "several_series"
+    endings = re.findall(r"ending in ([\d.]+):", caught.value.sentence)
+    assert endings == ["1.900000000001", "2.900000000001", "0002"]
+    for ending, series in zip(endings, written, strict=True):
+        np.testing.assert_allclose(open_volume(tmp_path, series=ending).array, series.array)
+
+
+def test_a_uid_that_ends_another_one_is_still_a_choice(tmp_path: Path) -> None:
+    short = write_series(tmp_path / "a", shape=(2, 6, 6), changes={"SeriesInstanceUID": "2.345"})
+    write_series(tmp_path / "b", shape=(3, 6, 6), changes={"SeriesInstanceUID": "1.2.345"})
+    with pytest.raises(InputError, match=r"ending in \.2\.345:.*ending in 2\.345:"):
+        open_volume(tmp_path)
+    np.testing.assert_allclose(open_volume(tmp_path, series="2.345").array, short.array)
+
+
+@given(st.lists(st.text("12.", min_size=1, max_size=9), min_size=2, max_size=6, unique=True))
+def test_an_ending_belongs_to_one_uid(uids: list[str]) -> None:
+    for one in uids:
+        others = [other for other in uids if other != one]
+        ending = unique_ending(one, others)
+        assert one.endswith(ending)
+        assert ending == one or not any(other.endswith(ending) for other in others)
+        if ending != one and len(ending) > SHORTEST_ENDING:
+            assert any(other.endswith(ending[1:]) for other in others)
+
+
+def break_header(path: Path) -> None:
+    """Keeps preamble and "DICM" only, so that not even the series is known."""
+    path.write_bytes(path.read_bytes()[:132] + b"\xff" * 200)
+
+
+def break_pixels(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-300])
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_broken_file_of_another_series_is_left_out_and_named(tmp_path: Path, alone: bool) -> None:
+    series = write_series(tmp_path, series_number=1)
+    other = write_series(tmp_path / "other", series_number=2, shape=(1 if alone else 4, 24, 32), seed=5)
+    break_pixels(other.paths[0])
+    volume = open_volume(tmp_path, series="1")
+    assert_places(volume, series)
+    assert volume.frame is not None
+    assert any(other.paths[0].name in warning and "left out" in warning for warning in volume.warnings)
+
+
+def test_a_broken_file_of_no_known_series_is_left_out_where_nothing_is_missing(tmp_path: Path) -> None:
+    series = write_series(tmp_path)
+    for k in range(5):
+        break_header(Path(shutil.copy(series.paths[0], tmp_path / f"{'ABCDE'[k]}.dcm")))
+    volume = open_volume(tmp_path)
+    assert_places(volume, series)
+    assert volume.frame is not None
+    said = [warning for warning in volume.warnings if "left out" in warning]
+    assert [name for name in ("A.dcm", "B.dcm", "C.dcm", "D.dcm") if name in " ".join(said)] == [
+        "A.dcm",
+        "B.dcm",
+        "C.dcm",
+    ]
+    assert "2 more broken file(s)" in said[-1]
+
+
+@pytest.mark.parametrize("place", [0, 3, 7])
+@pytest.mark.parametrize("damage", [break_header, break_pixels])
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_broken_slice_of_the_series_itself_is_never_left_out(tmp_path: Path, place: int, damage, renamed) -> None:  # type: ignore[no-untyped-def]
+    """At either end its absence makes no gap in space; it shows in the numbers, or in the file's name."""
+    series = write_series(tmp_path, shuffled=False)
+    path = series.paths[place]
+    if renamed and place < 7:
+        path = path.rename(tmp_path / "scan.dcm")
+    damage(path)
+    with pytest.raises(InputError) as caught:
+        open_volume(tmp_path)
+    assert caught.value.code in ("truncated", "pixels_unreadable")
+    assert path.name in caught.value.sentence
+
+
+def test_a_broken_file_stops_a_series_that_is_not_regular(tmp_path: Path) -> None:
+    series = write_series(tmp_path, shuffled=False, nudged={4: 0.6})
+    break_header(Path(shutil.copy(series.paths[0], tmp_path / "stray.dcm")))
+    with pytest.raises(InputError, match=r"stray\.dcm"):
+        open_volume(tmp_path)
+
+
+def test_a_series_uid_cut_in_two_is_no_series_uid(tmp_path: Path) -> None:
+    path = write_series(tmp_path).paths[0]
+    whole, uid_bytes = path.read_bytes(), str(pydicom.dcmread(path).SeriesInstanceUID).encode()
+    assert series_of(path) == uid_bytes.decode()
+    place = whole.rindex(uid_bytes)
+    path.write_bytes(whole[: place + len(uid_bytes) - 3])
+    assert series_of(path) is None
 
 
 def test_localizers_copies_and_other_objects_are_left_out_with_a_warning(tmp_path: Path) -> None:

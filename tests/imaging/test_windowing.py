@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medsight_core.cli.info import describe
 from medsight_core.errors import InputError
 from medsight_core.geometry import Frame
 from medsight_core.imaging.volume import Source, Volume, open_volume
-from medsight_core.imaging.windowing import WINDOWS, display
+from medsight_core.imaging.windowing import WINDOWS, display, grey_scale
 from tests.imaging.synthetic import write_series
 
 
@@ -89,3 +90,26 @@ def test_the_files_own_window_is_used(tmp_path: Path) -> None:
     assert scan.source.window == (40.0, 80.0)
     told = display(dataclasses.replace(scan, source=dataclasses.replace(scan.source, window=None)), 1, (40.0, 80.0))
     np.testing.assert_array_equal(display(scan, 1), told)
+
+
+@pytest.mark.parametrize(
+    ("modality", "window", "centre", "origin"),
+    [
+        ("CT", (0.0, 101.0), 0.0, "the file"),
+        ("CT", None, 40.0, "the default for CT"),
+        ("CT", (90000.0, 10.0), 40.0, "the default for CT"),
+        ("MR", (90000.0, 10.0), None, "percentiles 0.5 and 99.5 of each slice"),
+        ("Ultrasound", None, None, "grey values as they are"),
+    ],
+)
+def test_info_tells_the_window_that_is_shown(
+    modality: str, window: tuple[float, float] | None, centre: float | None, origin: str
+) -> None:
+    values = RAMP if modality != "Ultrasound" else np.clip(RAMP, 0, 255)
+    shown = volume(values, modality=modality, window=window)
+    told = describe(shown)["window"]
+    assert (told["centre"], told["from"]) == (centre, origin)
+    scale = grey_scale(shown, 0)
+    assert (scale.window and scale.window[0], scale.origin) == (centre, origin)
+    if told["width"] is not None:
+        np.testing.assert_array_equal(display(shown, 0), display(shown, 0, window=(told["centre"], told["width"])))

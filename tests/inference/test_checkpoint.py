@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from medsight_core.errors import CheckpointError, InputError
 from medsight_core.inference.checkpoint import ENVIRONMENT, INDEX, locate, open_checkpoint
 from medsight_core.inference.engine import Engine
+from medsight_core.inference.loading import expected_shapes
+from medsight_core.inference.shapes import declared_shapes, strange_values
+from medsight_core.model import MedSightConfig
 from tests.inference.tiny import ask_about, noise, save_tiny
 
 WEIGHTS = "model.safetensors"
@@ -263,16 +271,109 @@ def test_an_unknown_device(checkpoint: Path) -> None:
             Engine.from_pretrained(checkpoint, device=name)
 
 
-def test_files_are_checked_without_torch(checkpoint: Path, tmp_path: Path, repository: Path) -> None:
-    """In a fresh interpreter where torch cannot be imported: a damaged checkpoint is named before torch is paid for."""
+def fails_without_torch(folder: Path, repository: Path) -> str:
+    """In a fresh interpreter where torch cannot be imported: a bad checkpoint is named before torch is paid for."""
     program = (
         "import sys\n"
         "for name in ('torch', 'transformers', 'safetensors'): sys.modules[name] = None\n"
+        "from medsight_core.errors import CheckpointError\n"
         "from medsight_core.inference.checkpoint import open_checkpoint\n"
-        "print(open_checkpoint(sys.argv[1]).digest)\n"
+        "try: print('whole', open_checkpoint(sys.argv[1]).digest)\n"
+        "except CheckpointError as error: print(error.code, error)\n"
     )
     run = subprocess.run(
-        [sys.executable, "-c", program, str(checkpoint)], cwd=repository, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program, str(folder)], cwd=repository, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == open_checkpoint(checkpoint).digest
+    return run.stdout.strip()
+
+
+def test_files_are_checked_without_torch(checkpoint: Path, repository: Path) -> None:
+    assert fails_without_torch(checkpoint, repository) == f"whole {open_checkpoint(checkpoint).digest}"
+
+
+@pytest.mark.parametrize("damage", ["shape", "language", "missing", "nan", "config", "tokenizer", "truncated"])
+def test_what_is_wrong_is_found_without_torch(copy: Path, repository: Path, damage: str) -> None:
+    down = "model.language_model.layers.1.mlp.down_proj.weight"
+    edits: dict[str, Callable[[dict[str, torch.Tensor]], None]] = {
+        "shape": lambda tensors: tensors.update({TENSOR: torch.zeros(1, 4, 16)}),
+        "language": lambda tensors: tensors.update({down: torch.zeros(32, 63)}),
+        "missing": lambda tensors: tensors.pop(TENSOR),
+        "nan": lambda tensors: tensors[TENSOR].fill_(float("nan")),
+    }
+    expected = {
+        "shape": f"wrong_shape .*{TENSOR} has shape \\[1, 4, 16\\], expected \\[1, 3, 16\\]",
+        "language": f"wrong_shape .*{down} has shape \\[32, 63\\], expected \\[32, 64\\]",
+        "missing": f"missing_tensors .*lack 1 tensor .*{TENSOR}",
+        "nan": f"not_finite .*{TENSOR}",
+        "config": "bad_config .*region_dim is 'wide', expected a positive whole number",
+        "tokenizer": r"bad_processor .*tokenizer\.json is not valid JSON",
+        "truncated": "damaged_checkpoint .*truncated",
+    }
+    if damage in edits:
+        change(copy, edits[damage])
+    elif damage == "config":
+        config = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps(config | {"region_dim": "wide"}))
+    else:
+        file = copy / ("tokenizer.json" if damage == "tokenizer" else WEIGHTS)
+        file.write_bytes(file.read_bytes()[:-100])
+    assert re.match(expected[damage], fails_without_torch(copy, repository))
+
+
+MINI = json.loads((Path(str(files("medsight_core"))) / "checkpoints" / "medsight-mini" / "config.json").read_text())
+CONVNEXT = MINI["vision_config"] | {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 2, 1, 1]}
+CLIP = {"model_type": "clip_vision_model", "hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 64}
+QWEN = MINI["text_config"] | {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"vision_config": CONVNEXT, "text_config": QWEN},
+        {"use_codebook": False, "use_prompts": False},
+        {"detail_from_pixels": False, "detail_layers": [], "vision_feature_layer": -1, "region_dim": 288},
+        {"class_names": [], "num_classes": 5, "modality_names": [], "num_code_groups": 3, "codes_per_group": 7},
+        {"perceiver_stages": 2, "perceiver_stacks": 2, "perceiver_self_attention": True, "perceiver_ff_mult": 3},
+        {"text_config": QWEN | {"num_key_value_heads": 2, "attention_bias": True, "head_dim": 16}},
+        {"tie_word_embeddings": False, "text_config": QWEN | {"tie_word_embeddings": False}},
+        {"vision_config": CLIP, "vision_feature_layer": -2, "detail_layers": [], "detail_from_pixels": False},
+        {"text_config": {"model_type": "llama", "num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64}},
+        {"text_config": {"model_type": "qwen3", "hidden_size": 64}},
+    ],
+    ids=str,
+)
+def test_what_a_configuration_tells_is_what_the_model_has(changes: dict[str, Any]) -> None:
+    """The two tellings of the shapes agree, for configurations of every kind."""
+    config = MINI | changes
+    assert not strange_values(config)
+    told = declared_shapes(config)
+    real = expected_shapes(MedSightConfig.from_dict(json.loads(json.dumps(config))))
+    assert {name: real.get(name) for name in told} == told
+    if config["vision_config"]["model_type"] == "convnextv2" and config["text_config"].keys() >= QWEN.keys():
+        untold = set(real) - set(told) - {"lm_head.weight"}
+        assert all("region_self_attn" in name for name in untold), untold
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*MINI["text_config"], "a"]), inner)
+        ),
+        max_leaves=6,
+    ),
+    st.sampled_from(sorted(MINI)),
+)
+def test_a_configuration_of_nonsense_raises_nothing_else(value: Any, name: str) -> None:
+    config = MINI | {name: value}
+    if not strange_values(config):
+        assert isinstance(declared_shapes(config), dict)
+
+
+def test_a_configuration_of_a_billion_layers_is_refused_at_once(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 10**9
+    (copy / "config.json").write_text(json.dumps(config))
+    assert fails(copy).code == "missing_tensors"
