@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from medsight_core.errors import MedSightError
-from medsight_core.regions import Answer, Region
+from medsight_core.regions import Answer, Region, VolumeRegion
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +22,9 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class RegionFound:
-    """A region with its mask, complete."""
+    """A region with its mask, complete: on one slice, or throughout a volume."""
 
-    region: Region
+    region: Region | VolumeRegion
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,12 @@ def _read_only(array: NDArray[Any]) -> NDArray[Any]:
     return view
 
 
+def _certainty(score: float) -> Certainty:
+    if score >= CERTAIN:
+        return "certain"
+    return "likely" if score >= LIKELY else "uncertain"
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Prompt:
     """A point, box, scribble or mask that a person drew.
@@ -141,6 +147,11 @@ class Region:
         return f"{area:,.0f} mm²" if area >= 100 else f"{area:.1f} mm²"
 
     @property
+    def size_text(self) -> str:
+        """How large it is, as a person reads it."""
+        return self.area_text
+
+    @property
     def box(self) -> tuple[int, int, int, int] | None:
         """First column, first row, last column, last row that the mask covers (all included); None if it is empty."""
         rows, columns = np.flatnonzero(self.mask.any(axis=1)), np.flatnonzero(self.mask.any(axis=0))
@@ -151,9 +162,7 @@ class Region:
     @property
     def certainty(self) -> Certainty:
         """The score in one word."""
-        if self.score >= CERTAIN:
-            return "certain"
-        return "likely" if self.score >= LIKELY else "uncertain"
+        return _certainty(self.score)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the pixels, ready for ``json.dumps``."""
@@ -168,6 +177,116 @@ class Region:
             "area_mm2": None if area is None else round(area, 2),
             "area_pixels": self.area_pixels,
             "box": None if self.box is None else list(self.box),
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class VolumeRegion:
+    """A structure throughout a volume: what several slices of a scan say of one label, joined.
+
+    Attributes:
+        code: The region code that it was decoded from, such as ``"[C2_16]"``.
+        label: What it is, such as ``"left lung"``.
+        span: The words of `Answer.text` that it grounds.
+        score: How sure the model is, 0 to 1.
+        mask: (slices, rows, columns) bool on the volume's own grid, as it was read.
+        frame: Where that grid lies in the patient, of the mask's shape.
+        key_slices: The slices that it rests on, from 0, along the first axis of the grid, ascending.
+    """
+
+    code: str
+    label: str
+    span: Span
+    score: float
+    mask: NDArray[np.bool_]
+    frame: Frame
+    key_slices: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        mask = np.asarray(self.mask, dtype=bool)
+        if mask.shape != tuple(self.frame.shape):
+            raise MedSightError(
+                "bad_region", f"The mask of {self.code} is {mask.shape}, its volume is {tuple(self.frame.shape)}."
+            )
+        if not (math.isfinite(self.score) and 0.0 <= self.score <= 1.0):
+            raise MedSightError("bad_region", f"A score lies between 0 and 1, got {self.score} for {self.code}.")
+        outside = [k for k in self.key_slices if not 0 <= k < len(mask)]
+        if outside:
+            raise MedSightError("bad_region", f"{self.code} rests on slice {outside[0]}, its volume has {len(mask)}.")
+        object.__setattr__(self, "mask", _read_only(mask))
+        object.__setattr__(self, "key_slices", tuple(sorted(set(self.key_slices))))
+
+    @property
+    def voxels(self) -> int:
+        """How many voxels the mask covers."""
+        return int(np.count_nonzero(self.mask))
+
+    @property
+    def volume_mm3(self) -> float | None:
+        """Volume of the mask in mm³; None where the source has no spacing."""
+        return self.voxels * float(np.prod(self.frame.spacing)) if self.frame.physical else None
+
+    @property
+    def volume_text(self) -> str:
+        """The volume as a person reads it: ml or mm³, or voxels where the source has no spacing."""
+        volume = self.volume_mm3
+        if volume is None:
+            return f"{self.voxels:,} voxels"
+        return f"{volume / 1000:,.1f} ml" if volume >= 1000 else f"{volume:,.0f} mm³"
+
+    @property
+    def size_text(self) -> str:
+        """How large it is, as a person reads it."""
+        return self.volume_text
+
+    @property
+    def slices(self) -> tuple[int, int] | None:
+        """First and last slice with a voxel inside; None if the mask is empty."""
+        covered = np.flatnonzero(self.mask.any(axis=(1, 2)))
+        return (int(covered[0]), int(covered[-1])) if len(covered) else None
+
+    @property
+    def certainty(self) -> Certainty:
+        """The score in one word."""
+        return _certainty(self.score)
+
+    def on_slice(self, volume: Volume, k: int) -> Region | None:
+        """The part on one slice, in that slice's own frame; None where there is none.
+
+        Args:
+            volume: The scan that the region belongs to.
+            k: The slice, from 0.
+
+        Raises:
+            InputError: slice_out_of_range.
+        """
+        frame = volume.slice_frame(k)
+        mask = self.mask[k]
+        if not mask.any():
+            return None
+        return Region(
+            code=self.code,
+            label=self.label,
+            span=self.span,
+            score=self.score,
+            slice_index=k,
+            mask=mask,
+            frame=frame,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the voxels, ready for ``json.dumps``."""
+        volume, slices = self.volume_mm3, self.slices
+        return {
+            "code": self.code,
+            "label": self.label,
+            "span": [self.span.start, self.span.end],
+            "score": round(self.score, 4),
+            "certainty": self.certainty,
+            "key_slices": list(self.key_slices),
+            "slices": None if slices is None else list(slices),
+            "volume_mm3": None if volume is None else round(volume, 2),
+            "voxels": self.voxels,
         }
 
 
@@ -236,6 +355,7 @@ class Answer:
         regions: In the order in which the text names them.
         warnings: Plain sentences that belong beside the answer.
         provenance: Model, digest, settings, timings.
+        volume_regions: Structures throughout the volume, where a whole volume was asked about.
     """
 
     text: str
@@ -243,9 +363,11 @@ class Answer:
     regions: tuple[Region, ...]
     warnings: tuple[str, ...]
     provenance: Provenance
+    volume_regions: tuple[VolumeRegion, ...] = ()
 
     def __post_init__(self) -> None:
-        for region in self.regions:
+        regions: tuple[Region | VolumeRegion, ...] = (*self.regions, *self.volume_regions)
+        for region in regions:
             if region.span.end > len(self.text):
                 raise MedSightError(
                     "bad_span",
@@ -258,6 +380,7 @@ class Answer:
             "text": self.text,
             "raw": self.raw,
             "regions": [region.to_json() for region in self.regions],
+            "volume_regions": [region.to_json() for region in self.volume_regions],
             "warnings": list(self.warnings),
             **self.provenance.to_json(),
         }
