@@ -25,6 +25,9 @@ ORTHOGONALITY_TOLERANCE: Final = 1e-3
 FRAME_TOLERANCE_VOXELS: Final = 0.02
 """Two frames are close when no voxel centre moves by more than this part of the smallest spacing."""
 
+SQUARE_TOLERANCE: Final = 2e-3
+"""Pixels whose height and width differ by no more than this share are square: headers carry few digits."""
+
 CONTAINS_TOLERANCE_VOXELS: Final = 1e-6
 """Slack of `Frame.contains` for a point on the outer face of the outermost voxel, in voxels."""
 
@@ -116,6 +119,20 @@ class Frame:
         return float(self.spacing[1] * self.spacing[2])
 
     @property
+    def pixel_aspect(self) -> Fraction:
+        """Height of a pixel by its width, 1 where they are the same but for rounding; in a fraction of small numbers.
+
+        Exact arithmetic on a `GridTransform` goes on with it; what rounding to a small fraction changes is less than
+        `SQUARE_TOLERANCE` of it.
+        """
+        height, width = float(self.spacing[1]), float(self.spacing[2])
+        ratio = max(height, width) / min(height, width)
+        if ratio - 1 <= SQUARE_TOLERANCE:
+            return Fraction(1)
+        fraction = Fraction(ratio).limit_denominator(500)
+        return fraction if height > width else 1 / fraction
+
+    @property
     def normal(self) -> FloatArray:
         """``(3,)`` unit vector perpendicular to the slices, by the right hand from column axis to row axis (DICOM)."""
         return np.asarray(np.cross(self.direction[:, 2], self.direction[:, 1]), dtype=np.float64)
@@ -204,14 +221,22 @@ class GridTransform:
         return cls(source=source, target=target, scale=scale, offset=(Fraction(0), Fraction(0)))
 
     @classmethod
-    def letterbox(cls, source: tuple[int, int], target: tuple[int, int]) -> GridTransform:
+    def letterbox(
+        cls, source: tuple[int, int], target: tuple[int, int], *, aspect: Fraction = Fraction(1)
+    ) -> GridTransform:
         """Fits ``source`` whole and centred into ``target``, nothing cut off; what is left over is padding.
 
         The picture takes a whole number of rows and columns of the target, so its proportions change by less than one
         target pixel; the transform knows the two exact factors.
+
+        Args:
+            source: Rows and columns.
+            target: Rows and columns, of square pixels.
+            aspect: Height of a source pixel by its width; the picture comes out in its true proportions.
         """
-        factor = min(Fraction(target[0], source[0]), Fraction(target[1], source[1]))
-        inner = tuple(max(1, math.floor(n * factor + Fraction(1, 2))) for n in source)
+        size = (source[0] * aspect, Fraction(source[1]))  # in widths of a source pixel
+        factor = min(target[0] / size[0], target[1] / size[1])
+        inner = tuple(max(1, math.floor(n * factor + Fraction(1, 2))) for n in size)
         offset = tuple(Fraction((t - n) // 2) for t, n in zip(target, inner, strict=True))
         return cls(
             source=source,

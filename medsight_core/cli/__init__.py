@@ -15,6 +15,8 @@ from medsight_core import __version__
 from medsight_core.cli.group import CommandGroup
 
 DEFAULT_OUT: Final = Path("medsight-answer")
+DEFAULT_SEGMENT_OUT: Final = Path("medsight-segment")
+DEFAULT_REPORT_OUT: Final = Path("medsight-report")
 
 app = typer.Typer(
     name="medsight",
@@ -63,6 +65,19 @@ def ask(
         int | None,
         typer.Option("--slice", metavar="N", help="Slice to ask about, counted from 0; without it, the middle one."),
     ] = None,
+    volume: Annotated[
+        bool, typer.Option("--volume", help="Ask about the whole volume; with --slice, that one is read in any case.")
+    ] = False,
+    plane: Annotated[
+        str, typer.Option(metavar="PLANE", help="Of a volume: acquired, axial, coronal or sagittal slices.")
+    ] = "acquired",
+    slices: Annotated[
+        str | None, typer.Option(metavar="A:B", help="Of a volume: only slices A up to, not including, B.")
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Of a volume: read every slice instead of a few key slices; slow.")
+    ] = False,
+    nifti: Annotated[bool, typer.Option("--nifti", help="Write a NIfTI label map as well.")] = False,
     series: Series = None,
     resample: Resample = False,
     point: Annotated[
@@ -93,6 +108,8 @@ def ask(
 
     medsight ask ct-series/ "Is there a lesion in the liver?" --slice 40 --out liver/
 
+    medsight ask ct-series/ "Segment the liver." --volume --slices 20:60
+
     medsight ask polyp.png "What is this?" --point 210,145
 
     medsight ask skin.jpg "Segment this." --box 80,60,330,290 --json
@@ -102,7 +119,7 @@ def ask(
     report.html (click a word, see its mask), overlay.png, answer.json, masks/, and segmentation.dcm for a DICOM source
     or segmentation.seg.nrrd for any other.
     """
-    from medsight_core.cli.ask import run_ask
+    from medsight_core.cli.ask import run_ask, whole_volume
 
     run_ask(
         scan=scan,
@@ -113,6 +130,166 @@ def ask(
         points=point or [],
         boxes=box or [],
         scribbles=scribble or [],
+        model=model,
+        out=out,
+        as_json=as_json,
+        device=device,
+        quiet=quiet,
+        whole=whole_volume(volume=volume, plane=plane, slices=slices, exact=exact),
+        nifti=nifti,
+    )
+
+
+@app.command()
+def segment(
+    scan: Scan,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="WORDS", help='What to segment, such as "left kidney"; or a whole sentence.')
+    ] = None,
+    point: Annotated[
+        list[str] | None, typer.Option(metavar="X,Y", help="A click on it: column,row in pixels from 0. Repeatable.")
+    ] = None,
+    negative: Annotated[
+        list[str] | None, typer.Option(metavar="X,Y", help="A click on what does not belong to it. Repeatable.")
+    ] = None,
+    box: Annotated[
+        list[str] | None, typer.Option(metavar="X0,Y0,X1,Y1", help="A box around it by two opposite corners.")
+    ] = None,
+    scribble: Annotated[
+        list[str] | None, typer.Option(metavar="X,Y;X,Y;...", help="A stroke through these pixels. Repeatable.")
+    ] = None,
+    lasso: Annotated[
+        list[str] | None, typer.Option(metavar="X,Y;X,Y;X,Y;...", help="A closed outline around it.")
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A rough mask: a picture of the slice, or a label map.")
+    ] = None,
+    slice_index: Annotated[
+        int | None,
+        typer.Option("--slice", metavar="N", help="Slice that was drawn on, counted from 0; else the middle one."),
+    ] = None,
+    volume: Annotated[bool, typer.Option("--volume", help="Segment it throughout the volume.")] = False,
+    slices: Annotated[
+        str | None, typer.Option(metavar="A:B", help="With --volume: only slices A up to, not including, B.")
+    ] = None,
+    series: Series = None,
+    resample: Resample = False,
+    model: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A MedSIGHT checkpoint; without it, the built-in medsight-mini.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="OUT", help="Folder for the results; or a file NAME.nii.gz.")
+    ] = DEFAULT_SEGMENT_OUT,
+    nifti: Annotated[bool, typer.Option("--nifti", help="Write a NIfTI label map as well.")] = False,
+    as_json: Json = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the table only.")] = False,
+) -> None:
+    """Segment what you point at or name, on a slice or throughout a volume; writes masks and a picture into --out.
+
+    Slices, columns and rows count from 0; X,Y is column,row and a whole number is a pixel's centre. Drawing alone needs
+    no words. Words and drawing together mean what the words say at the place that was drawn.
+
+    [bold]Examples[/bold]
+
+    medsight segment polyp.png --point 210,145
+
+    medsight segment ct-series/ --slice 40 --point 180,200 --negative 240,210 --volume -o liver/
+
+    medsight segment ct-series/ --prompt "left kidney" --volume -o kidney.nii.gz
+
+    medsight segment mr.nii.gz --slice 12 --lasso "80,60;120,58;118,95;82,97" --volume --slices 5:20
+
+    [bold]What you get[/bold]
+
+    overlay.png, segment.json, and segmentation.dcm for a DICOM source or segmentation.seg.nrrd for any other; with
+    --nifti or -o NAME.nii.gz a label map as well.
+    """
+    from medsight_core.cli.segment import Strokes, run_segment
+
+    run_segment(
+        scan=scan,
+        said=prompt,
+        strokes=Strokes(
+            points=point or [],
+            negatives=negative or [],
+            boxes=box or [],
+            scribbles=scribble or [],
+            lassos=lasso or [],
+            mask=mask,
+        ),
+        slice_index=slice_index,
+        series=series,
+        resample=resample,
+        volume=volume,
+        slices=slices,
+        model=model,
+        out=out,
+        nifti=nifti,
+        as_json=as_json,
+        device=device,
+        quiet=quiet,
+    )
+
+
+@app.command()
+def report(
+    scan: Scan,
+    template: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TOML with the sections, structures and wordings you want.")
+    ] = None,
+    structures: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAMES", help="What to look for, with commas between; else all that the model knows."),
+    ] = None,
+    plane: Annotated[str, typer.Option(help="acquired, axial, coronal or sagittal.")] = "acquired",
+    slices: Annotated[
+        str | None, typer.Option(metavar="A:B", help="Only slices A up to, not including, B, counted from 0.")
+    ] = None,
+    ask: Annotated[
+        list[str] | None, typer.Option(metavar="QUESTION", help="A question to answer in the report. May be repeated.")
+    ] = None,
+    series: Series = None,
+    resample: Resample = False,
+    model: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A MedSIGHT checkpoint; without it, the built-in medsight-mini.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results.")
+    ] = DEFAULT_REPORT_OUT,
+    as_json: Json = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the report only.")] = False,
+) -> None:
+    """Draft a report about a whole scan: what is found, measured and pictured; writes it into --out.
+
+    It is a draft by a model, which nobody has verified. Every sentence says which slices it rests on, or that it rests
+    on none.
+
+    [bold]Examples[/bold]
+
+    medsight report ct-series/
+
+    medsight report ct-series/ --structures "liver, spleen" --ask "How large is the liver?" -o report/
+
+    medsight report mr.nii.gz --plane coronal --slices 40:120 --template ours.toml
+
+    [bold]What you get[/bold]
+
+    report.html (click a picture to enlarge it), report.md, report.json, key-images/, and for a DICOM source
+    segmentation.dcm and report.dcm (a structured report), for any other segmentation.seg.nrrd.
+    """
+    from medsight_core.cli.report import run_report
+
+    run_report(
+        scan=scan,
+        template=template,
+        structures=structures or [],
+        plane=plane,
+        slices=slices,
+        questions=ask or [],
+        series=series,
+        resample=resample,
         model=model,
         out=out,
         as_json=as_json,

@@ -9,9 +9,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,13 +19,45 @@ import typer
 
 from medsight_core import events
 from medsight_core.cli.group import say
-from medsight_core.cli.prompts import parse_pixels, place_prompts
+from medsight_core.cli.prompts import Drawn, parse_pixels, parse_slices, place_prompts
 from medsight_core.errors import CheckpointError, InputError, MedSightError
-from medsight_core.regions import Answer, PromptKind, Question
+from medsight_core.regions import Answer, Question, Region, VolumeRegion
 
 if TYPE_CHECKING:
     from medsight_core.cli.console import AnswerView
+    from medsight_core.imaging.planes import Plane
+    from medsight_core.imaging.volume import Volume
     from medsight_core.output.writer import Written
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whole:
+    """That a whole volume is asked about, and how.
+
+    Attributes:
+        plane: In which its slices are looked at.
+        slices: Which of them; None for all.
+        exact: Whether the language model reads every slice.
+    """
+
+    plane: Plane = "acquired"
+    slices: range | None = None
+    exact: bool = False
+
+
+def whole_volume(*, volume: bool, plane: str, slices: str | None, exact: bool) -> Whole | None:
+    """What the options say about a whole volume; None where a slice is asked about.
+
+    An option that makes sense for a volume alone means one.
+
+    Raises:
+        InputError: bad_range, unknown_plane.
+    """
+    if not (volume or exact or plane != "acquired" or slices is not None):
+        return None
+    from medsight_core.imaging.planes import check_plane
+
+    return Whole(plane=check_plane(plane), slices=None if slices is None else parse_slices(slices), exact=exact)
 
 
 class Asks(Protocol):
@@ -72,16 +104,24 @@ def run_ask(
     as_json: bool,
     device: str,
     quiet: bool,
+    whole: Whole | None = None,
+    nifti: bool = False,
 ) -> None:
     """Runs the command; see `medsight_core.cli.ask` for the arguments."""
     if not text.strip():
         raise InputError(
             "empty_question", "The question is empty.", 'Ask in plain words, such as "Where is the liver?".'
         )
-    drawn: list[tuple[PromptKind, tuple[tuple[float, float], ...]]] = []
-    kinds: tuple[tuple[PromptKind, Sequence[str]], ...] = (("point", points), ("box", boxes), ("scribble", scribbles))
+    drawn: list[tuple[Drawn, tuple[tuple[float, float], ...]]] = []
+    kinds: tuple[tuple[Drawn, Sequence[str]], ...] = (("point", points), ("box", boxes), ("scribble", scribbles))
     for kind, given in kinds:
         drawn.extend((kind, parse_pixels(kind, one)) for one in given)
+    if whole is not None and drawn:
+        raise InputError(
+            "prompt_on_volume",
+            "A point, box or scribble lies on one slice; it does not go with a question about the whole volume.",
+            "Segment what it points at with: medsight segment SCAN --point X,Y --volume",
+        )
     if not os.path.lexists(scan):
         raise InputError("missing_path", f"There is no file or folder {scan}.", "Check the path.")
     if model is not None and not model.is_dir():
@@ -101,26 +141,52 @@ def run_ask(
     hush = quiet or as_json
     with status("Reading the scan", quiet=hush), timed(timings, "read_scan"):
         volume = open_volume(scan, series=series, resample=resample)
-        k = volume.middle if slice_index is None else slice_index
+        if whole is not None:
+            _check_whole(whole, volume)
+        # A slice of another plane than the scan's own says nothing about which of its own slices to show.
+        own = whole is None or whole.plane == "acquired"
+        k = volume.middle if slice_index is None or not own else slice_index
         # Question and prompts check themselves against the scan.
         question = Question(text=text.strip(), volume=volume, slice_index=k)
         question = replace(question, prompts=tuple(place_prompts(drawn, volume.slice_frame(k))))
     with status("Loading the model", quiet=hush), timed(timings, "load_model"):
         engine = load_engine(model, device)
+    say_plan = (lambda sentence: None) if hush else say
     with timed(timings, "ask"), AnswerView(Console(highlight=False), silent=as_json) as view, ExitStack() as waiting:
-        waiting.enter_context(status("Looking", quiet=hush))
+        tell = waiting.enter_context(status("Looking", quiet=hush))
         warnings = list(volume.warnings)
-        answer = events.fold(_watch(engine.ask(question), view, waiting, warnings, quiet=hush))
+        stream = engine.ask(question) if whole is None else _ask_whole(engine, question, whole, slice_index, say_plan)
+        answer = events.fold(_watch(stream, view, waiting, warnings, tell, quiet=hush))
     answer = _complete(answer, warnings, timings)
     with timed(timings, "write"):
         from medsight_core.output.writer import write_answer
 
-        written = write_answer(question, answer, out)
+        written = write_answer(question, answer, out, nifti=nifti)
     if as_json:
         typer.echo(json.dumps({**written.answer, "out": str(out)}, indent=2, ensure_ascii=False))
         return
     if not quiet:
         _epilogue(answer, written, out, timings)
+
+
+def _check_whole(whole: Whole, volume: Volume) -> None:
+    """Finds what cannot be asked of this volume before the model is loaded."""
+    from medsight_core.imaging.planes import check_slices, check_volume, reformat
+
+    check_volume(volume)
+    check_slices(whole.slices, reformat(volume, whole.plane))
+
+
+def _ask_whole(
+    engine: Any, question: Question, whole: Whole, shown: int | None, say_plan: Callable[[str], None]
+) -> Iterator[events.Event]:
+    """Asks about the volume; says what it will cost first."""
+    from medsight_core.inference.volumes import VolumeEngine
+
+    volumes = VolumeEngine(engine)
+    how: dict[str, Any] = {"plane": whole.plane, "slices": whole.slices, "exact": whole.exact}
+    say_plan(volumes.plan(question.volume, **how).sentence)
+    yield from volumes.ask(question.text, question.volume, shown=shown, **how)
 
 
 @contextmanager
@@ -132,7 +198,13 @@ def timed(timings: dict[str, float], name: str) -> Iterator[None]:
 
 
 def _watch(
-    stream: Iterator[events.Event], view: AnswerView, waiting: ExitStack, warnings: list[str], *, quiet: bool
+    stream: Iterator[events.Event],
+    view: AnswerView,
+    waiting: ExitStack,
+    warnings: list[str],
+    tell: Callable[[str], None],
+    *,
+    quiet: bool,
 ) -> Iterator[events.Event]:
     """Passes events on, shows them on the way and collects what they warn of."""
     for event in stream:
@@ -146,7 +218,9 @@ def _watch(
             case events.Warning(sentence):
                 warnings.append(sentence)
             case events.Progress(done, total, what) if not quiet:
-                view.busy(f"{what} {done}/{total}" if total else what)
+                words = f"{what} {done}/{total}" if done else what
+                tell(words)  # before there is an answer
+                view.busy(words)  # below it
             case _:
                 pass
         yield event
@@ -165,9 +239,10 @@ def _epilogue(answer: Answer, written: Written, out: Path, timings: Mapping[str,
     from medsight_core.cli.console import region_table
 
     console = Console(highlight=False)
-    if answer.regions:
+    regions: tuple[Region | VolumeRegion, ...] = (*answer.regions, *answer.volume_regions)
+    if regions:
         console.print()
-        console.print(region_table(answer.regions))
+        console.print(region_table(regions))
         console.print()
     else:
         console.print("No region was found, so there is no mask.", style="dim")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from medsight_core.cli.group import printable
-from medsight_core.regions import Region
+from medsight_core.regions import Region, VolumeRegion
 from medsight_core.terminology import display_colours
 
 
@@ -32,7 +32,7 @@ class AnswerView:
         self._console = console
         self._silent = silent
         self._text = ""
-        self._regions: list[Region] = []
+        self._regions: list[Region | VolumeRegion] = []
         self._busy = ""
         self._live: Live | None = None
 
@@ -62,7 +62,7 @@ class AnswerView:
             self._console.file.write(text)
             self._console.file.flush()
 
-    def found(self, region: Region) -> None:
+    def found(self, region: Region | VolumeRegion) -> None:
         """A region: its words take its colour."""
         self._regions.append(region)
         self._draw()
@@ -88,7 +88,7 @@ class AnswerView:
         return Group(answer, Text(self._busy, style="dim")) if self._busy else Group(answer)
 
 
-def coloured_answer(text: str, regions: Sequence[Region]) -> Text:
+def coloured_answer(text: str, regions: Sequence[Region | VolumeRegion]) -> Text:
     """The answer with every grounded stretch in the colour of its region."""
     answer = Text(text)
     colours = display_colours(region.label for region in regions)
@@ -98,14 +98,15 @@ def coloured_answer(text: str, regions: Sequence[Region]) -> Text:
     return answer
 
 
-def region_table(regions: Sequence[Region]) -> Table:
-    """Number, label, code, score and area of each region."""
+def region_table(regions: Sequence[Region | VolumeRegion]) -> Table:
+    """Number, label, code, score and area or volume of each region."""
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("#", justify="right")
     table.add_column("Label")
     table.add_column("Code", style="dim")
     table.add_column("Score")
-    table.add_column("Area", justify="right")
+    flat = {isinstance(region, Region) for region in regions}
+    table.add_column("Size" if len(flat) > 1 else "Volume" if flat == {False} else "Area", justify="right")
     colours = display_colours(region.label for region in regions)
     for number, (region, colour) in enumerate(zip(regions, colours, strict=True), start=1):
         table.add_row(
@@ -115,16 +116,16 @@ def region_table(regions: Sequence[Region]) -> Table:
             Text.assemble(
                 (f"{region.score:.2f} ", ""), (region.certainty, "yellow" if region.certainty == "uncertain" else "dim")
             ),
-            region.area_text,
+            region.area_text if isinstance(region, Region) else region.volume_text,
         )
     return table
 
 
 @contextmanager
-def status(what: str, *, quiet: bool) -> Iterator[None]:
-    """Says on stderr what takes a while, if somebody is looking."""
+def status(what: str, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Says on stderr what takes a while, if somebody is looking; gives a function that says it anew."""
     if quiet or not sys.stderr.isatty():
-        yield
+        yield lambda words: None
         return
-    with Console(stderr=True).status(what, spinner="dots"):
-        yield
+    with Console(stderr=True).status(what, spinner="dots") as spinner:
+        yield lambda words: spinner.update(printable(words))

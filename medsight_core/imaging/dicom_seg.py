@@ -27,7 +27,7 @@ from medsight_core.geometry import Frame
 from medsight_core.imaging.dicom_stand_ins import check_source, check_together, plane_frame, refer_to_sources, stand_ins
 from medsight_core.imaging.segments import Segment, plain_text, segments_of, used_slices, written_whole
 from medsight_core.imaging.volume import Volume
-from medsight_core.regions import Region
+from medsight_core.regions import Region, VolumeRegion
 
 SERIES_DESCRIPTION: Final = "MedSIGHT AI - not for diagnosis"
 
@@ -59,7 +59,7 @@ class StoredMask:
 
 
 def write_dicom_seg(
-    regions: Sequence[Region],
+    regions: Sequence[Region | VolumeRegion],
     volume: Volume,
     path: Path | str,
     *,

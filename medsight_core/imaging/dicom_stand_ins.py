@@ -76,7 +76,7 @@ def stand_ins(volume: Volume, slices: Sequence[int]) -> tuple[list[Dataset], dic
     for k in slices:
         path = paths[k] if len(paths) == volume.n_slices else paths[0]
         if path not in headers:
-            headers[path] = _header(path)
+            headers[path] = source_header(path)
         header = headers[path]
         number = numbers[k] if numbers else None
         stand_in = _stand_in(header, number, volume, k)
@@ -90,8 +90,12 @@ def stand_ins(volume: Volume, slices: Sequence[int]) -> tuple[list[Dataset], dic
     return found, origins
 
 
-def _header(path: Path) -> Dataset:
-    """A file's header with what an anonymiser may have taken out put back empty, and no value that cannot be copied."""
+def source_header(path: Path) -> Dataset:
+    """A file's header with what an anonymiser may have taken out put back empty, and no value that cannot be copied.
+
+    Raises:
+        InputError: unreadable_source.
+    """
     try:
         header = dcmread(path, stop_before_pixels=True)
         # Some anonymisers empty these; the file meta information still has them.

@@ -17,7 +17,7 @@ from medsight_core.errors import InputError
 from medsight_core.geometry import Frame
 from medsight_core.imaging.segments import Segment, plain_text, segments_of, used_slices, written_whole
 from medsight_core.imaging.volume import Volume
-from medsight_core.regions import Region
+from medsight_core.regions import Region, VolumeRegion
 from medsight_core.terminology import Term
 
 LABELS_PER_LAYER: Final = 255
@@ -26,7 +26,7 @@ LABELS_PER_LAYER: Final = 255
 Layers = list[NDArray[np.uint8]]
 
 
-def write_seg_nrrd(regions: Sequence[Region], volume: Volume, path: Path | str) -> Path | None:
+def write_seg_nrrd(regions: Sequence[Region | VolumeRegion], volume: Volume, path: Path | str) -> Path | None:
     """Writes the regions as a segmentation that 3D Slicer opens by itself: names, colours, terminology, place.
 
     Segments that overlap go to different layers, so none hides another.
@@ -65,7 +65,7 @@ def write_seg_nrrd(regions: Sequence[Region], volume: Volume, path: Path | str) 
     return path
 
 
-def write_nifti_labels(regions: Sequence[Region], volume: Volume, path: Path | str) -> Path | None:
+def write_nifti_labels(regions: Sequence[Region | VolumeRegion], volume: Volume, path: Path | str) -> Path | None:
     """Writes the regions as one NIfTI label map, with the meaning of its numbers in a JSON file beside it.
 
     A label map holds one number per voxel: where segments overlap, the smaller one is kept, so that a lesion stays

@@ -81,11 +81,27 @@ def arrange(affine: npt.NDArray[np.float64], shape: tuple[int, int, int], path: 
         raise bad_geometry(path, "its grid has an axis of no or infinite length")
     if abs(np.linalg.det(affine[:3, :3] / lengths)) < ORTHOGONALITY_TOLERANCE:
         raise bad_geometry(path, "the axes of its grid lie in one plane")
-    orientation = io_orientation(affine)  # per axis of the file: world axis and sign; LPS in, LPS out
-    world = [int(axis) for axis in orientation[:, 0]]
-    view = _VIEWS[world[_slice_axis(lengths, shape, world)]]
+    world, _ = _nearest_axes(affine)
+    return turned(affine, shape, stacked_along=world[_slice_axis(lengths, shape, world)])
+
+
+def turned(
+    affine: npt.NDArray[np.float64], shape: tuple[int, int, int], *, stacked_along: int, keep_order: bool = False
+) -> Arrangement:
+    """The arrangement that stacks the slices of a sound grid along an LPS axis (0, 1 or 2), as it is looked at.
+
+    Args:
+        affine: ``(4, 4)``, (i, j, k, 1) to LPS mm.
+        shape: (i, j, k).
+        stacked_along: Which axis; 2 makes axial slices, 1 coronal, 0 sagittal ones.
+        keep_order: Let the slices follow each other as they do, in whichever direction that is.
+    """
+    world, signs = _nearest_axes(affine)
+    view = _VIEWS[stacked_along]
     axes = tuple(world.index(axis) for axis, _ in view)
-    flips = tuple(int(orientation[axis, 1]) != sign for axis, (_, sign) in zip(axes, view, strict=True))
+    flips = [signs[axis] != sign for axis, (_, sign) in zip(axes, view, strict=True)]
+    if keep_order:
+        flips[0] = False
     ours_to_file = np.zeros((4, 4))
     ours_to_file[3, 3] = 1
     for index, (axis, flip) in enumerate(zip(axes, flips, strict=True)):
@@ -97,6 +113,23 @@ def arrange(affine: npt.NDArray[np.float64], shape: tuple[int, int, int], path: 
         shape=(shape[axes[0]], shape[axes[1]], shape[axes[2]]),
         affine=affine @ ours_to_file,
     )
+
+
+def stacking_axis(frame: Frame) -> int:
+    """The LPS axis that the slices of a grid are stacked along, most nearly."""
+    return _nearest_axes(frame.affine)[0][0]
+
+
+def runs_backwards(frame: Frame) -> bool:
+    """Whether the slices of a grid follow each other against the order of this module: head to feet, say."""
+    world, signs = _nearest_axes(frame.affine)
+    return signs[0] != _VIEWS[world[0]][0][1]
+
+
+def _nearest_axes(affine: npt.NDArray[np.float64]) -> tuple[list[int], list[int]]:
+    """For each axis of the grid the world axis (LPS) that it follows most nearly, each taken once, and its sign."""
+    orientation = io_orientation(affine)  # LPS in, LPS out
+    return [int(axis) for axis in orientation[:, 0]], [int(sign) for sign in orientation[:, 1]]
 
 
 def _slice_axis(lengths: npt.NDArray[np.float64], shape: tuple[int, int, int], world: list[int]) -> int:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from medsight_core.errors import InputError, MedSightError
 from medsight_core.imaging.volume import Volume
-from medsight_core.regions import Region
+from medsight_core.regions import Region, VolumeRegion
 from medsight_core.terminology import Colour, Term, display_colours, find_term
 
 Mask = NDArray[np.bool_]
@@ -53,23 +53,29 @@ class Segment:
         return f"{self.code} {score}. {self.term.note}".strip()
 
 
-def segments_of(regions: Sequence[Region], volume: Volume) -> tuple[Segment, ...]:
+def segments_of(regions: Sequence[Region | VolumeRegion], volume: Volume) -> tuple[Segment, ...]:
     """The segments that show ``regions``, in their order.
 
     Regions with the same code and label on different slices are one segment; on the same slice they are two, so that
-    nothing is merged that the answer kept apart. Regions whose mask is empty are left out.
+    nothing is merged that the answer kept apart. A region of the whole volume is a segment by itself. Regions whose
+    mask is empty are left out.
 
     Raises:
         InputError: slice_out_of_range, bad_mask, other_grid: a region that does not lie on this volume.
     """
+    groups: list[tuple[Region | VolumeRegion, dict[int, Region]]] = []
     for region in regions:
+        if isinstance(region, VolumeRegion):
+            parts = _parts(region, volume)
+            if parts:
+                groups.append((region, parts))
+            continue
         _check(region, volume)
-    groups: list[tuple[Region, dict[int, Region]]] = []
-    for region in regions:
         if not np.asarray(region.mask).any():
             continue
         for first, members in groups:
-            if (first.code, first.label) == (region.code, region.label) and region.slice_index not in members:
+            same = isinstance(first, Region) and (first.code, first.label) == (region.code, region.label)
+            if same and region.slice_index not in members:
                 members[region.slice_index] = region
                 break
         else:
@@ -86,6 +92,25 @@ def segments_of(regions: Sequence[Region], volume: Volume) -> tuple[Segment, ...
         )
         for (first, members), colour in zip(groups, colours, strict=True)
     )
+
+
+def _parts(region: VolumeRegion, volume: Volume) -> dict[int, Region]:
+    """The parts of a region of the whole volume, by slice."""
+    shape = volume.array.shape[:3]
+    if region.mask.shape != shape:
+        raise InputError(
+            "bad_mask",
+            f"The mask of {region.code} has shape {region.mask.shape}; this scan needs {shape}.",
+            "Save it with the scan it was found on.",
+        )
+    if volume.frame is not None and not region.frame.is_close(volume.frame):
+        raise InputError(
+            "other_grid",
+            f"Region {region.code} lies elsewhere in the patient than this scan.",
+            "Save it with the scan it was found on.",
+        )
+    parts = (region.on_slice(volume, int(k)) for k in np.flatnonzero(region.mask.any(axis=(1, 2))))
+    return {part.slice_index: part for part in parts if part is not None}
 
 
 def _check(region: Region, volume: Volume) -> None:

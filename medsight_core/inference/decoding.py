@@ -161,3 +161,11 @@ def pad_left(prompts: list[Tensor]) -> tuple[Tensor, Tensor]:
         embeds[row, longest - len(prompt) :] = prompt
         mask[row, longest - len(prompt) :] = 1
     return embeds, mask
+
+
+def stop_ids(*given: int | list[int] | None) -> frozenset[int]:
+    """The token ids that end an answer, gathered."""
+    ids: set[int] = set()
+    for one in given:
+        ids.update(one if isinstance(one, list) else [] if one is None else [one])
+    return frozenset(ids)

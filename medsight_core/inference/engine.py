@@ -7,25 +7,26 @@ one engine, interleaved or in several threads. Greedy decoding on one machine gi
 from __future__ import annotations
 
 import threading
-import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from medsight_core.errors import CheckpointError, InputError
 from medsight_core.events import Done, Event, Progress, RegionFound, TextDelta, Warning, fold
 from medsight_core.inference.checkpoint import Checkpoint, open_checkpoint
-from medsight_core.inference.decoding import WrittenCode, decode, pad_left
+from medsight_core.inference.decoding import Step, decode, pad_left, stop_ids
+from medsight_core.inference.features import SliceFeatures
 from medsight_core.inference.grounding import decode_masks, ground
 from medsight_core.inference.inputs import InputMaker, Inputs
 from medsight_core.inference.loading import choose_device, load
+from medsight_core.inference.reply import Reading, Reply, Stopwatch
 from medsight_core.inference.transcript import Transcript
 from medsight_core.model import ImageFeatures, MedSightForConditionalGeneration, MedSightProcessor
 from medsight_core.model.vision import VisionFeatures
-from medsight_core.regions import Answer, Provenance, Question, Region
+from medsight_core.regions import Answer, Provenance, Question
 
 MAX_NEW_TOKENS = 256
 """Length of an answer at which it is cut off, unless the checkpoint or the caller says otherwise."""
@@ -59,6 +60,8 @@ class Engine:
         self._device = device or torch.device("cpu")
         self._model = model.eval().to(self._device)
         self._processor = processor
+        self.features = SliceFeatures(model=self._model, processor=processor, device=self._device)
+        """Slices that were looked at; shared by all that is asked of this engine."""
         self._codes = processor.codes
         self._code_ids = frozenset(self._codes.token_ids.values())
         settings = model.generation_config
@@ -75,6 +78,21 @@ class Engine:
         )
         # Codes that are decoded together depend on each other, so their masks have to wait for the last one.
         self._together = config.mask_decoder == "perceiver" and config.joint_decoding
+
+    @property
+    def model(self) -> MedSightForConditionalGeneration:
+        """The model, in evaluation mode on `device`."""
+        return self._model
+
+    @property
+    def processor(self) -> MedSightProcessor:
+        """Of the same checkpoint."""
+        return self._processor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self._device
 
     @classmethod
     def from_pretrained(
@@ -102,6 +120,14 @@ class Engine:
             dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
         model, processor = load(checkpoint, dtype=dtype)
         return cls(model=model, processor=processor, name=checkpoint.name, digest=checkpoint.digest, device=where)
+
+    def check(self, question: Question, *, max_new_tokens: int | None = None) -> None:
+        """Raises what `ask` would raise at once, without any work.
+
+        Raises:
+            InputError: See `ask`.
+        """
+        self._inputs.make(question, max_new_tokens=self._limit(max_new_tokens))
 
     def ask(
         self, question: Question, *, cancel: threading.Event | None = None, max_new_tokens: int | None = None
@@ -146,6 +172,54 @@ class Engine:
             answers += [done[row] for row in range(len(part))]
         return answers
 
+    def read(
+        self,
+        questions: Sequence[Question],
+        features: Sequence[ImageFeatures],
+        *,
+        cancel: threading.Event | None = None,
+        max_new_tokens: int | None = None,
+    ) -> list[Reading]:
+        """What the model writes about slices that were looked at, without drawing any mask.
+
+        Args:
+            questions: Without prompts.
+            features: Of the slice of each question.
+            cancel: When it is set, the texts end after the token that is being written.
+            max_new_tokens: Where a longer text is cut off.
+        """
+        limit = self._limit(max_new_tokens)
+        inputs = [self._inputs.make(question, max_new_tokens=limit) for question in questions]
+        readings: list[Reading] = []
+        for start in range(0, len(inputs), LARGEST_BATCH):
+            part = inputs[start : start + LARGEST_BATCH]
+            embeds, mask = self._embed(part, features[start : start + LARGEST_BATCH])
+            replies = [self._reply() for _ in part]
+            for step in self._steps(embeds, mask, cancel=cancel, limit=limit):
+                for row, reply in enumerate(replies):
+                    reply.note(step, row)
+                    deque(reply.read(step, row), maxlen=0)
+            for made, reply in zip(part, replies, strict=True):
+                readings.append(reply.reading(made, limit))
+        return readings
+
+    def _reply(self) -> Reply:
+        return Reply(transcript=Transcript(tokenizer=self._processor.tokenizer.backend_tokenizer, codes=self._codes))
+
+    def _steps(
+        self, embeds: torch.Tensor, mask: torch.Tensor, *, cancel: threading.Event | None, limit: int
+    ) -> Iterator[Step]:
+        return decode(
+            self._model,
+            embeds,
+            mask,
+            max_new_tokens=limit,
+            stop_ids=self._stop_ids,
+            code_ids=self._code_ids,
+            repetition_penalty=self._repetition_penalty,
+            cancel=cancel,
+        )
+
     def _limit(self, max_new_tokens: int | None) -> int:
         limit = self._max_new_tokens if max_new_tokens is None else max_new_tokens
         if limit < 1:
@@ -156,11 +230,8 @@ class Engine:
         self, inputs: Sequence[Inputs], *, cancel: threading.Event | None, limit: int
     ) -> Iterator[tuple[int, Event]]:
         """The events of every question of a batch, each with its row."""
-        watch = Stopwatch()
-        replies = [
-            Reply(transcript=Transcript(tokenizer=self._processor.tokenizer.backend_tokenizer, codes=self._codes))
-            for _ in inputs
-        ]
+        watch = Stopwatch("encode", "prefill", "decode", "masks")
+        replies = [self._reply() for _ in inputs]
         for row, made in enumerate(inputs):
             yield row, Progress(0, 2, "Looking at the image")
             yield from ((row, Warning(sentence)) for sentence in replies[row].warn(*made.warnings))
@@ -169,16 +240,7 @@ class Engine:
             embeds, mask = self._embed(inputs, features)
         for row in range(len(inputs)):
             yield row, Progress(1, 2, "Reading the question")
-        steps = decode(
-            self._model,
-            embeds,
-            mask,
-            max_new_tokens=limit,
-            stop_ids=self._stop_ids,
-            code_ids=self._code_ids,
-            repetition_penalty=self._repetition_penalty,
-            cancel=cancel,
-        )
+        steps = self._steps(embeds, mask, cancel=cancel, limit=limit)
         name = "prefill"
         while True:
             with watch(name):
@@ -189,25 +251,17 @@ class Engine:
                 name = "decode"
                 for row in range(len(inputs)):
                     yield row, Progress(2, 2, "Answering")
-            for code in step.codes:
-                replies[code.row].codes.append(code)
+            for row, reply in enumerate(replies):
+                # The words that a step brings come behind the masks of the codes that the step before wrote.
+                reply.note(step, row)
                 if not self._together:
-                    yield from self._draw(code.row, inputs[code.row], replies[code.row], features[code.row], watch)
-            for row, token in enumerate(step.tokens):
-                if token is None:
-                    replies[row].ended = True
-                else:
-                    yield from ((row, TextDelta(text)) for text in replies[row].transcript.feed(token))
+                    yield from self._draw(row, inputs[row], reply, features[row], watch)
+                yield from ((row, TextDelta(text)) for text in reply.read(step, row))
         for row, reply in enumerate(replies):
             yield from ((row, TextDelta(text)) for text in reply.transcript.finish())
             yield from self._draw(row, inputs[row], reply, features[row], watch)
-            if not reply.ended and cancel is not None and cancel.is_set():
-                sentences = reply.warn("The answer was stopped before it was complete.")
-            elif not reply.ended:
-                sentences = reply.warn(f"The answer was cut off after {limit} tokens.")
-            else:
-                sentences = []
-            yield from ((row, Warning(sentence)) for sentence in sentences)
+            stopped = cancel is not None and cancel.is_set()
+            yield from ((row, Warning(sentence)) for sentence in reply.warn(*reply.cut_off(limit, stopped=stopped)))
         for row, reply in enumerate(replies):
             yield row, Done(reply.answer(self._provenance(limit, watch)))
 
@@ -278,80 +332,23 @@ class Engine:
                 reply.regions.append(region)
                 yield row, RegionFound(region)
 
-    def _provenance(self, limit: int, watch: Stopwatch) -> Provenance:
+    def settings(self, max_new_tokens: int | None = None) -> dict[str, Any]:
+        """How answers are made, for their provenance."""
         config = self._model.config
+        return {
+            "decoding": "greedy",
+            "max_new_tokens": self._limit(max_new_tokens),
+            "repetition_penalty": self._repetition_penalty,
+            "code_state": config.code_state,
+            "mask_decoder": config.mask_decoder,
+            "device": str(self._device),
+            "dtype": str(self._model.dtype).removeprefix("torch."),
+        }
+
+    def _provenance(self, limit: int, watch: Stopwatch) -> Provenance:
         return Provenance(
             model=self.name,
             digest=self.digest,
-            settings={
-                "decoding": "greedy",
-                "max_new_tokens": limit,
-                "repetition_penalty": self._repetition_penalty,
-                "code_state": config.code_state,
-                "mask_decoder": config.mask_decoder,
-                "device": str(self._device),
-                "dtype": str(self._model.dtype).removeprefix("torch."),
-            },
+            settings=self.settings(limit),
             timings={**watch.seconds, "total": sum(watch.seconds.values())},
         )
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Reply:
-    """One answer while it is made.
-
-    Attributes:
-        transcript: Its words and the codes among them.
-        codes: Those whose masks are not drawn yet.
-        drawn: How many codes of the transcript are drawn.
-        regions: What was drawn.
-        warnings: What was said beside it.
-        ended: The model ended it itself.
-    """
-
-    transcript: Transcript
-    codes: list[WrittenCode] = field(default_factory=list)
-    drawn: int = 0
-    regions: list[Region] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    ended: bool = False
-
-    def warn(self, *sentences: str) -> list[str]:
-        """Notes sentences; returns those that are new."""
-        new = [sentence for sentence in dict.fromkeys(sentences) if sentence not in self.warnings]
-        self.warnings += new
-        return new
-
-    def answer(self, provenance: Provenance) -> Answer:
-        """The answer as it stands."""
-        return Answer(
-            text=self.transcript.text,
-            raw=self.transcript.raw,
-            regions=tuple(self.regions),
-            warnings=tuple(self.warnings),
-            provenance=provenance,
-        )
-
-
-class Stopwatch:
-    """Adds up how long named pieces of work took; what a consumer does between events does not count."""
-
-    def __init__(self) -> None:
-        self.seconds = {"encode": 0.0, "prefill": 0.0, "decode": 0.0, "masks": 0.0}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Times its body."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] += time.perf_counter() - start
-
-
-def stop_ids(*given: int | list[int] | None) -> frozenset[int]:
-    """The token ids that end an answer, gathered."""
-    ids: set[int] = set()
-    for one in given:
-        ids.update(one if isinstance(one, list) else [] if one is None else [one])
-    return frozenset(ids)

@@ -7,6 +7,8 @@ read, and what a crop cut off is never inside a mask.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -45,6 +47,34 @@ def decode_masks(
     return list(logits.float().cpu().numpy())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Placed:
+    """A mask on its slice's own grid.
+
+    Attributes:
+        mask: `(rows, columns)` bool, not empty.
+        certainty: Mean probability of the pixels inside.
+    """
+
+    mask: NDArray[np.bool_]
+    certainty: float
+
+
+def place(logits: NDArray[np.float32], transform: GridTransform) -> Placed | None:
+    """Brings mask logits back to the slice they belong to; None where no pixel is inside.
+
+    Args:
+        logits: On the model's mask grid `(height, width)`, whatever its resolution.
+        transform: From the slice's grid to the model's input grid.
+    """
+    on_slice = transform.back(np.nan_to_num(logits, nan=UNSEEN, posinf=-UNSEEN, neginf=UNSEEN), fill=UNSEEN)
+    mask = on_slice > 0
+    if not mask.any():
+        return None
+    inside = np.clip(on_slice[mask].astype(np.float64), None, -UNSEEN)
+    return Placed(mask=mask, certainty=float((1 / (1 + np.exp(-inside))).mean()))
+
+
 def ground(
     logits: NDArray[np.float32],
     *,
@@ -70,18 +100,15 @@ def ground(
     Returns:
         The region; None where no pixel is inside.
     """
-    on_slice = transform.back(np.nan_to_num(logits, nan=UNSEEN, posinf=-UNSEEN, neginf=UNSEEN), fill=UNSEEN)
-    mask = on_slice > 0
-    if not mask.any():
+    placed = place(logits, transform)
+    if placed is None:
         return None
-    inside = np.clip(on_slice[mask].astype(np.float64), None, -UNSEEN)
-    certainty = float((1 / (1 + np.exp(-inside))).mean())
     return Region(
         code=mention.code,
         label=mention.label,
         span=mention.span,
-        score=min(1.0, probability * certainty),
+        score=min(1.0, probability * placed.certainty),
         slice_index=slice_index,
-        mask=mask,
+        mask=placed.mask,
         frame=frame,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from medsight_core.codes import CODE_PATTERN
 from medsight_core.errors import InputError
 from medsight_core.geometry import Frame, GridTransform
+from medsight_core.imaging.volume import Volume
 from medsight_core.imaging.windowing import display
 from medsight_core.markup import CLOSE, OPEN
 from medsight_core.model import MedSightProcessor
@@ -47,7 +48,22 @@ class Inputs:
 
     def pixels(self, processor: MedSightProcessor) -> Tensor:
         """The slice as the model sees it `(3, size, size)`."""
-        return processor.image_processor.pixels(display(self.question.volume, self.question.slice_index))
+        return slice_pixels(processor, self.question.volume, self.question.slice_index)
+
+
+def slice_pixels(processor: MedSightProcessor, volume: Volume, k: int) -> Tensor:
+    """A slice as the model sees it `(3, size, size)`: windowed, in its true proportions, normalised."""
+    return processor.image_processor.pixels(display(volume, k), volume.slice_frame(k).pixel_aspect)
+
+
+def slice_transform(processor: MedSightProcessor, frame: Frame) -> GridTransform:
+    """The map from a slice's grid to the model's input grid.
+
+    Args:
+        processor: Of the checkpoint.
+        frame: Of the slice, or of the whole volume it belongs to.
+    """
+    return processor.image_processor.transform((frame.shape[1], frame.shape[2]), frame.pixel_aspect)
 
 
 class InputMaker:
@@ -80,9 +96,7 @@ class InputMaker:
         Raises:
             InputError: A prompt lies elsewhere or is of a kind that the model does not read, or the text is too long.
         """
-        transform = self._processor.image_processor.transform(
-            question.volume.slice_frame(question.slice_index).shape[1:]
-        )
+        transform = slice_transform(self._processor, question.volume.slice_frame(question.slice_index))
         raster = self._raster(question, transform) if question.prompts else None
         input_ids, dropped = self._tokens(question, max_new_tokens)
         warnings = ()
@@ -113,19 +127,31 @@ class InputMaker:
             raise InputError(
                 "prompts_not_read", "This model does not read points, boxes or other prompts.", "Ask in words alone."
             )
-        frame = question.volume.slice_frame(question.slice_index)
-        size = transform.target
-        raster = np.zeros((len(CHANNELS), *size), np.float32)
-        for prompt in question.prompts:
-            drawn = draw([_mark(prompt, frame, transform)], size)
-            if drawn.max() < 0.05:
-                raise InputError(
-                    "prompt_not_seen",
-                    f"The {prompt.kind} lies in a part of the image that this model cuts off.",
-                    "Draw nearer to the middle of the image.",
-                )
-            np.maximum(raster, drawn, out=raster)
-        return raster
+        return draw_prompts(question.prompts, question.volume.slice_frame(question.slice_index), transform)
+
+
+def draw_prompts(prompts: Iterable[Prompt], frame: Frame, transform: GridTransform) -> np.ndarray:
+    """Raster `(channels, height, width)` of what a person drew on one slice, on the model's input grid.
+
+    Args:
+        prompts: What was drawn.
+        frame: Where the slice lies.
+        transform: From the slice's grid to the model's.
+
+    Raises:
+        InputError: A prompt lies elsewhere, has no extent, or is of a kind that the model does not read.
+    """
+    raster = np.zeros((len(CHANNELS), *transform.target), np.float32)
+    for prompt in prompts:
+        drawn = draw([_mark(prompt, frame, transform)], transform.target)
+        if drawn.max() < 0.05:
+            raise InputError(
+                "prompt_not_seen",
+                f"The {prompt.kind} lies in a part of the image that this model cuts off.",
+                "Draw nearer to the middle of the image.",
+            )
+        np.maximum(raster, drawn, out=raster)
+    return raster
 
 
 def _mark(prompt: Prompt, frame: Frame, transform: GridTransform) -> Mark:
@@ -162,6 +188,8 @@ def _mark(prompt: Prompt, frame: Frame, transform: GridTransform) -> Mark:
             "rows.",
             f"X goes from 0 to {columns - 1}, Y from 0 to {rows - 1}.",
         )
+    if prompt.kind == "box" and (np.ptp(xy, axis=0) < OUTSIDE_TOLERANCE).any():
+        raise InputError("bad_prompt", "The box has no area.", "Draw it by two corners that differ in row and column.")
     return Mark(kind=prompt.kind, xy=transform.points(xy), positive=prompt.positive)
 
 

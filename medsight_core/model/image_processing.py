@@ -5,6 +5,7 @@ centre, which their own configuration keeps.
 """
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Literal
 
 import numpy as np
@@ -43,13 +44,19 @@ class MedSightImageProcessor(BaseImageProcessor):
         self.image_std = list(image_std)
         self.patch_size = patch_size
 
-    def transform(self, shape: tuple[int, int]) -> GridTransform:
-        """The map from a picture's grid `shape` (rows, columns) to the model's input grid."""
+    def transform(self, shape: tuple[int, int], aspect: Fraction = Fraction(1)) -> GridTransform:
+        """The map from a picture's grid to the model's input grid, whose pixels are square.
+
+        Args:
+            shape: rows and columns of the picture.
+            aspect: height of one of its pixels by its width.
+        """
         target = (self.size, self.size)
         if self.fit == "letterbox":
-            return GridTransform.letterbox(shape, target)
-        factor = self.size / min(shape)
-        resized = (max(self.size, round(shape[0] * factor)), max(self.size, round(shape[1] * factor)))
+            return GridTransform.letterbox(shape, target, aspect=aspect)
+        height, width = float(shape[0] * aspect), float(shape[1])
+        factor = self.size / min(height, width)
+        resized = (max(self.size, round(height * factor)), max(self.size, round(width * factor)))
         top, left = ((n - self.size) // 2 for n in resized)
         return GridTransform.resize(shape, resized).then(GridTransform.crop(resized, top=top, left=left, size=target))
 
@@ -64,14 +71,18 @@ class MedSightImageProcessor(BaseImageProcessor):
         pixels = torch.stack([self.pixels(np.asarray(image)) for image in images])
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
-    def pixels(self, image: np.ndarray) -> torch.Tensor:
+    def pixels(self, image: np.ndarray, aspect: Fraction = Fraction(1)) -> torch.Tensor:
         """One picture, `(3, size, size)` float32, normalised.
+
+        Args:
+            image: `(rows, columns, 3)` uint8.
+            aspect: height of one of its pixels by its width.
 
         Raises:
             ValueError: when it is not `(rows, columns, 3)` uint8.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"picture is {image.dtype} {image.shape}, expected uint8 (rows, columns, 3)")
-        fitted = torch.from_numpy(self.transform(image.shape[:2]).image(image)).permute(2, 0, 1).float() / 255
+        fitted = torch.from_numpy(self.transform(image.shape[:2], aspect).image(image)).permute(2, 0, 1).float() / 255
         mean, std = torch.tensor(self.image_mean), torch.tensor(self.image_std)
         return (fitted - mean[:, None, None]) / std[:, None, None]

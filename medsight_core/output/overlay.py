@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from medsight_core.imaging.windowing import display
-from medsight_core.regions import Question, Region
+from medsight_core.regions import Question, Region, VolumeRegion
 from medsight_core.terminology import display_colours
 
 RESEARCH_USE: Final = "Research use only. Not a medical device."
@@ -30,7 +30,7 @@ Colour = tuple[int, int, int]
 Size = tuple[int, int]
 
 
-def region_colours(regions: Iterable[Region]) -> list[Colour]:
+def region_colours(regions: Iterable[Region | VolumeRegion]) -> list[Colour]:
     """A colour per region: one label has one colour everywhere."""
     return [colour.rgb for colour in display_colours(region.label for region in regions)]
 
@@ -139,22 +139,28 @@ def overlay(question: Question, regions: Sequence[Region]) -> Image.Image:
     for number, mask, colour in drawn:
         place = badge_place(mask, size)
         if place is not None:
-            _badge(draw, place, str(number), colour, radius=badge_radius(size))
-    return _with_legend(picture.convert("RGB"), regions, colours)
+            draw_badge(draw, place, str(number), colour, radius=badge_radius(size))
+    return with_legend(picture.convert("RGB"), regions, colours)
 
 
-def _badge(draw: ImageDraw.ImageDraw, centre: tuple[float, float], text: str, colour: Colour, radius: float) -> None:
+def draw_badge(
+    draw: ImageDraw.ImageDraw, centre: tuple[float, float], text: str, colour: Colour, radius: float
+) -> None:
+    """A number in a disc with a rim in its region's colour."""
     x, y = centre
     draw.ellipse(
         (x - radius, y - radius, x + radius, y + radius), fill=_PAPER, outline=colour, width=max(2, round(radius / 6))
     )
-    draw.text((x, y), text, fill=_INK, font=_font(radius * 1.25), anchor="mm")
+    draw.text((x, y), text, fill=_INK, font=letters(radius * 1.25), anchor="mm")
 
 
-def _with_legend(picture: Image.Image, regions: Sequence[Region], colours: Sequence[Colour]) -> Image.Image:
+def with_legend(
+    picture: Image.Image, regions: Sequence[Region | VolumeRegion], colours: Sequence[Colour]
+) -> Image.Image:
+    """A picture with a legend below: number, label and score of each region."""
     unit = max(picture.size) / 44  # one line's letters
     margin, line = unit * 1.0, unit * 1.9
-    font, small = _font(unit), _font(unit * 0.75)
+    font, small = letters(unit), letters(unit * 0.75)
     ruler = ImageDraw.Draw(picture)
     texts = [(region.label or region.code, _score_text(region)) for region in regions]
     room = max(
@@ -175,17 +181,18 @@ def _with_legend(picture: Image.Image, regions: Sequence[Region], colours: Seque
         column, row = divmod(place, rows)
         x = margin + column * (canvas.width - margin) / columns
         y = top + (row + 0.5) * line
-        _badge(draw, (x + unit * 0.75, y), str(place + 1), colour, radius=unit * 0.75)
+        draw_badge(draw, (x + unit * 0.75, y), str(place + 1), colour, radius=unit * 0.75)
         x += unit * 2.1
         draw.text((x, y), label, fill=_INK, font=font, anchor="lm")
         draw.text((x + draw.textlength(label, font) + unit * 0.8, y), score, fill=_QUIET, font=small, anchor="lm")
-    draw.text((margin, canvas.height - margin * 0.8), RESEARCH_USE, fill=_QUIET, font=_font(unit * 0.68), anchor="lm")
+    draw.text((margin, canvas.height - margin * 0.8), RESEARCH_USE, fill=_QUIET, font=letters(unit * 0.68), anchor="lm")
     return canvas
 
 
-def _score_text(region: Region) -> str:
+def _score_text(region: Region | VolumeRegion) -> str:
     return f"{region.certainty} {region.score:.2f}"
 
 
-def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def letters(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font of all pictures, ``size`` pixels high."""
     return ImageFont.load_default(size=max(8.0, size))

@@ -28,7 +28,8 @@ from medsight_core.output.overlay import (
     region_layer,
     slice_picture,
 )
-from medsight_core.regions import Answer, Question, Region
+from medsight_core.output.sheet import Sheet, make_sheet
+from medsight_core.regions import Answer, Question, Region, VolumeRegion
 
 
 def report_page(question: Question, answer: Answer) -> str:
@@ -36,9 +37,16 @@ def report_page(question: Question, answer: Answer) -> str:
     folder = files("medsight_core.output")
     script = (folder / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    colours = region_colours(answer.regions)
-    width, height = canvas_size(question)
+    regions: tuple[Region | VolumeRegion, ...] = (*answer.regions, *answer.volume_regions)
+    colours = region_colours(regions)
     scan = _scan_words(question)
+    if answer.volume_regions:
+        sheet = make_sheet(question, answer.volume_regions)
+        (width, height), picture = sheet.size, sheet.scan()
+        layers = _sheet_layers(sheet, colours)
+    else:
+        (width, height), picture = canvas_size(question), slice_picture(question)
+        layers = _layers(question, answer.regions, colours)
     return Template((folder / "report.html").read_text(encoding="utf-8")).substitute(
         script=script,
         script_hash=f"sha256-{digest}",
@@ -47,24 +55,25 @@ def report_page(question: Question, answer: Answer) -> str:
         subtitle=escape(scan),
         width=width,
         height=height,
-        picture=_data_uri(slice_picture(question)),
+        picture=data_uri(picture),
         picture_words=escape(f"The scan: {scan}"),
         caption=escape(scan),
-        layers="\n".join(_layers(question, answer.regions, colours)),
+        layers="\n".join(layers),
         question=escape(question.text.strip()),
         answer="".join(_words(answer, colours)),
         warnings=_warnings(answer.warnings),
-        regions=_table(answer.regions, colours),
+        regions=_table(regions, colours),
         provenance="".join(
             f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in _provenance(question, answer)
         ),
     )
 
 
-def _data_uri(picture: Image.Image) -> str:
+def data_uri(picture: Image.Image, *, photograph: bool = False) -> str:
+    """A picture as text for a page: lossless, but for one in colour without transparency, or where it is asked for."""
     memory = io.BytesIO()
     channels = np.asarray(picture)[..., :3]
-    colour = picture.mode == "RGB" and bool((channels != channels[..., :1]).any())
+    colour = picture.mode == "RGB" and (photograph or bool((channels != channels[..., :1]).any()))
     if colour:  # a photograph: lossless it would weigh megabytes and look the same
         picture.save(memory, "JPEG", quality=90)
     else:
@@ -89,7 +98,7 @@ def _layers(question: Question, regions: Sequence[Region], colours: Sequence[Col
             continue
         yield (
             f'<img class="layer" data-region="{number}" data-area="{region.area_pixels}" '
-            f'src="{_data_uri(region_layer(region.mask, colour, size))}" alt="Mask {number}: {escape(region.label)}">'
+            f'src="{data_uri(region_layer(region.mask, colour, size))}" alt="Mask {number}: {escape(region.label)}">'
         )
         left, top = place[0] / size[0], place[1] / size[1]
         marks.append(
@@ -99,9 +108,25 @@ def _layers(question: Question, regions: Sequence[Region], colours: Sequence[Col
     yield from marks
 
 
+def _sheet_layers(sheet: Sheet, colours: Sequence[Colour]) -> Iterator[str]:
+    marks: list[str] = []
+    for number, (region, colour) in enumerate(zip(sheet.regions, colours, strict=True), start=1):
+        yield (
+            f'<img class="layer" data-region="{number}" data-area="{region.voxels}" '
+            f'src="{data_uri(sheet.layer(number, colour))}" alt="Mask {number}: {escape(region.label)}">'
+        )
+        for x, y in sheet.badges(number):
+            marks.append(
+                f'<span class="mark" data-region="{number}" aria-hidden="true" style="--c: {_channels(colour)}; '
+                f'left: {x / sheet.size[0]:.2%}; top: {y / sheet.size[1]:.2%}">{number}</span>'
+            )
+    yield from marks
+
+
 def _words(answer: Answer, colours: Sequence[Colour]) -> Iterator[str]:
     """The text with a button around every stretch that one and the same set of regions grounds."""
-    spans = [region.span for region in answer.regions]
+    regions: tuple[Region | VolumeRegion, ...] = (*answer.regions, *answer.volume_regions)
+    spans = [region.span for region in regions]
     cuts = sorted({0, len(answer.text), *(s.start for s in spans), *(s.end for s in spans)})
     for start, end in pairwise(cuts):
         here = [n for n, span in enumerate(spans, start=1) if span.start <= start and end <= span.end]
@@ -116,7 +141,7 @@ def _words(answer: Answer, colours: Sequence[Colour]) -> Iterator[str]:
         )
 
 
-def _table(regions: Sequence[Region], colours: Sequence[Colour]) -> str:
+def _table(regions: Sequence[Region | VolumeRegion], colours: Sequence[Colour]) -> str:
     if not regions:
         return '<p class="none">No region was found, so there is no mask.</p>'
     rows = "".join(
@@ -126,10 +151,13 @@ def _table(regions: Sequence[Region], colours: Sequence[Colour]) -> str:
         f"<td><code>{escape(region.code)}</code></td>"
         f'<td class="score"><b>{region.certainty}</b> {region.score:.2f}'
         f'<span class="meter"><i style="width: {region.score:.0%}"></i></span></td>'
-        f"<td>{region.area_text}</td></tr>"
+        f"<td>{region.size_text}</td></tr>"
         for number, (region, colour) in enumerate(zip(regions, colours, strict=True), start=1)
     )
-    head = "".join(f"<th>{name}</th>" for name in ("#", "Label", "Code", "Score", "Area"))
+    head = "".join(
+        f"<th>{name}</th>"
+        for name in ("#", "Label", "Code", "Score", "Area" if isinstance(regions[0], Region) else "Volume")
+    )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
@@ -156,11 +184,14 @@ def _provenance(question: Question, answer: Answer) -> Iterator[tuple[str, str]]
     spacing = f"{frame.spacing[1]:.4g} × {frame.spacing[2]:.4g} mm (row × column)" if frame.physical else "not known"
     yield "Pixel spacing", spacing
     for name, value in origin.settings.items():
-        yield name.replace("_", " ").capitalize(), _value_text(value)
+        yield name.replace("_", " ").capitalize(), value_text(value)
     if origin.timings:
         yield "Time", ", ".join(f"{name.replace('_', ' ')} {seconds:.2f} s" for name, seconds in origin.timings.items())
     yield "As generated", answer.raw
 
 
-def _value_text(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """A setting as a person reads it."""
+    if isinstance(value, list | tuple):
+        return " ".join(map(value_text, value)) or "–"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,7 +1,4 @@
-"""Writes everything about an answer into one folder, whole or not at all.
-
-All files are made in a temporary folder and renamed into place at the end, so that a failure or Ctrl-C leaves what was
-there before. Files of an earlier answer are replaced, files that are not ours are left alone.
+"""Writes everything about an answer into one folder, whole or not at all (see `folder`).
 
 Nothing here tells where the scan lies or whose it is: no path, no UID, no name. Only the DICOM segmentation carries
 what DICOM needs to refer to its source images.
@@ -10,36 +7,35 @@ what DICOM needs to refer to its source images.
 from __future__ import annotations
 
 import json
-import os
-import re
-import secrets
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from PIL import Image
 
-from medsight_core.errors import InputError, MedSightError
+from medsight_core.errors import MedSightError
+from medsight_core.geometry import Frame
+from medsight_core.imaging.volume import Volume
+from medsight_core.output.folder import (
+    ANSWER,
+    DICOM_SEGMENTATION,
+    MASKS,
+    NIFTI_SEGMENTATION,
+    NRRD_SEGMENTATION,
+    OVERLAY,
+    REPORT,
+    anonymous,
+    slug,
+    write_whole,
+)
+from medsight_core.output.folder import check_folder as check_folder
 from medsight_core.output.overlay import RESEARCH_USE, overlay
 from medsight_core.output.report import report_page
-from medsight_core.regions import Answer, Question, Region
+from medsight_core.output.sheet import make_sheet
+from medsight_core.regions import Answer, Provenance, Question, Region, VolumeRegion
 
-ANSWER: Final = "answer.json"
-OVERLAY: Final = "overlay.png"
-REPORT: Final = "report.html"
-DICOM_SEGMENTATION: Final = "segmentation.dcm"
-NRRD_SEGMENTATION: Final = "segmentation.seg.nrrd"
-MASKS: Final = "masks"
-
-if TYPE_CHECKING:
-    from medsight_core.imaging.volume import Volume
-
-_OURS: Final = (ANSWER, OVERLAY, REPORT, DICOM_SEGMENTATION, NRRD_SEGMENTATION)
-_OUR_MASK: Final = re.compile(r"\d{2,}_[a-z0-9-]+\.png")
 FORMAT_VERSION: Final = 1
 
 
@@ -58,58 +54,44 @@ class Written:
     answer: dict[str, Any]
 
 
-def check_folder(folder: Path) -> None:
-    """Makes sure, before any work starts, that results can be written into a folder that may not exist yet.
-
-    Raises:
-        InputError: It is a file, or it or its nearest existing parent may not be written.
-    """
-    existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        raise InputError(
-            "bad_output", f"Results cannot go into {folder}: {existing} is not a folder.", "Choose another --out."
-        )
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(
-            "bad_output", f"Results cannot go into {folder}: {existing} may not be written.", "Choose another --out."
-        )
-
-
-def write_answer(question: Question, answer: Answer, folder: Path) -> Written:
+def write_answer(question: Question, answer: Answer, folder: Path, *, nifti: bool = False) -> Written:
     """Writes answer.json, overlay.png, report.html, masks and a segmentation into ``folder``, which is made if need be.
 
-    Without a region that has pixels there is no mask and no segmentation.
+    Without a region that has pixels there is no mask and no segmentation. The pictures of an answer about a volume show
+    the slices it rests on; its masks are in the segmentation alone.
+
+    Args:
+        question: What was asked.
+        answer: What came back.
+        folder: Where to.
+        nifti: Write a NIfTI label map as well, with the meaning of its numbers beside it.
 
     Raises:
         InputError: The folder cannot be written.
         MedSightError: The segmentation cannot be made from this source.
     """
-    check_folder(folder)
-    folder = folder.resolve()  # a link's target may lie on another disk, where renaming would not work
-    try:
-        with _staging(folder) as staging:
-            content = _make(question, answer, staging)
-            made = sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
-            _put_in_place(staging, folder, made)
-    except OSError as error:
-        raise InputError(
-            "bad_output",
-            f"Results cannot be written into {folder}: {error.strerror or error}.",
-            "Nothing was changed there.",
-        ) from error
-    names = sorted((path.as_posix() for path in made), key=lambda name: (name != REPORT, MASKS in name, name))
+    folder, content, made = write_whole(folder, lambda staging: _make(question, answer, staging, nifti=nifti))
+    names = sorted(made, key=lambda name: (name != REPORT, MASKS in name, name))
     return Written(folder=folder, files=tuple(names), answer=content)
 
 
-def _make(question: Question, answer: Answer, folder: Path) -> dict[str, Any]:
-    answer = replace(answer, warnings=tuple(_anonymous(sentence, question.volume) for sentence in answer.warnings))
+def _make(question: Question, answer: Answer, folder: Path, *, nifti: bool) -> dict[str, Any]:
+    answer = replace(answer, warnings=tuple(anonymous(sentence, question.volume) for sentence in answer.warnings))
     masks = list(_write_masks(answer.regions, folder))
-    answer, segmentation = _write_segmentation(question, answer, folder)
-    overlay(question, answer.regions).save(folder / OVERLAY)
+    shown: list[Region | VolumeRegion] = [region for region in answer.regions if region.area_pixels]
+    shown += [region for region in answer.volume_regions if region.voxels]
+    segmentation, said = write_segmentation(shown, question.volume, folder, answer.provenance)
+    label_map, missing = write_label_map(shown, question.volume, folder) if nifti else (None, ())
+    said += missing
+    answer = replace(answer, warnings=(*answer.warnings, *said))
+    if answer.volume_regions:
+        make_sheet(question, answer.volume_regions).picture().save(folder / OVERLAY)
+    else:
+        overlay(question, answer.regions).save(folder / OVERLAY)
     (folder / REPORT).write_text(report_page(question, answer), encoding="utf-8")
     content = answer_json(question, answer, masks, segmentation)
+    if label_map is not None:
+        content["label_map"] = label_map
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / ANSWER).write_text(text + "\n", encoding="utf-8")
     return content
@@ -148,15 +130,21 @@ def answer_json(
             "slices": volume.n_slices,
             "regular": volume.frame is not None,
             # Of the asked slice; a region's mask has this grid.
-            "slice_frame": {
-                "shape": list(frame.shape),
-                "physical": frame.physical,
-                "origin_lps": frame.origin.tolist(),
-                "spacing": frame.spacing.tolist(),
-                "direction": frame.direction.tolist(),
-            },
+            "slice_frame": _frame_json(frame),
+            # A volume region's mask has this one.
+            "frame": _frame_json(volume.require_frame()) if answer.volume_regions else None,
         },
         "notice": RESEARCH_USE,
+    }
+
+
+def _frame_json(frame: Frame) -> dict[str, Any]:
+    return {
+        "shape": list(frame.shape),
+        "physical": frame.physical,
+        "origin_lps": frame.origin.tolist(),
+        "spacing": frame.spacing.tolist(),
+        "direction": frame.direction.tolist(),
     }
 
 
@@ -165,94 +153,54 @@ def _write_masks(regions: Sequence[Region], folder: Path) -> Iterator[str | None
         if not region.area_pixels:
             yield None
             continue
-        name = f"{MASKS}/{number:02d}_{_slug(region.label)}.png"
+        name = f"{MASKS}/{number:02d}_{slug(region.label)}.png"
         (folder / MASKS).mkdir(exist_ok=True)
         Image.fromarray(region.mask.astype(np.uint8) * 255).save(folder / name)
         yield name
 
 
-def _slug(label: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:40].strip("-") or "region"
-
-
-def _write_segmentation(question: Question, answer: Answer, folder: Path) -> tuple[Answer, str | None]:
+def write_segmentation(
+    regions: Sequence[Region | VolumeRegion], volume: Volume, folder: Path, origin: Provenance
+) -> tuple[str | None, tuple[str, ...]]:
     """Writes the kind of segmentation that fits the source.
 
-    A DICOM source that cannot be referred to (a required attribute is gone, say) still gives a .seg.nrrd, and the
-    answer then says why.
+    A DICOM source that cannot be referred to (a required attribute is gone, say) still gives a .seg.nrrd.
+
+    Returns:
+        Name of the file, None where there is nothing to show; and why it is no DICOM Segmentation of a DICOM source.
     """
     from medsight_core.imaging.mask_files import write_seg_nrrd
 
-    volume = question.volume
-    regions = [region for region in answer.regions if region.area_pixels]
     if not regions:
-        return answer, None
+        return None, ()
+    said: tuple[str, ...] = ()
     if volume.source.kind == "dicom":
         from medsight_core.imaging.dicom_seg import write_dicom_seg
 
-        origin = answer.provenance
         path = folder / DICOM_SEGMENTATION
         try:
             write_dicom_seg(regions, volume, path, model_name=origin.model, model_digest=origin.digest)
         except MedSightError as error:
             path.unlink(missing_ok=True)
             sentence = f"The segmentation was written as {NRRD_SEGMENTATION} instead of DICOM. {error}"
-            answer = replace(answer, warnings=(*answer.warnings, _anonymous(sentence, volume)))
+            said = (anonymous(sentence, volume),)
         else:
-            return answer, DICOM_SEGMENTATION
-    return answer, NRRD_SEGMENTATION if write_seg_nrrd(regions, volume, folder / NRRD_SEGMENTATION) else None
+            return DICOM_SEGMENTATION, ()
+    return NRRD_SEGMENTATION if write_seg_nrrd(regions, volume, folder / NRRD_SEGMENTATION) else None, said
 
 
-def _anonymous(sentence: str, volume: Volume) -> str:
-    """A sentence without the names of the scan's files and of its folder, which often hold a name or a UID."""
-    names = {name for path in volume.source.paths for name in (path.name, path.parent.name) if len(name) > 2}
-    for name in sorted(names, key=len, reverse=True):
-        sentence = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", "the scan", sentence)
-    return re.sub(r"(^|\. )the scan", r"\1The scan", sentence)
+def write_label_map(
+    regions: Sequence[Region | VolumeRegion], volume: Volume, folder: Path
+) -> tuple[str | None, tuple[str, ...]]:
+    """Writes a NIfTI label map, with the meaning of its numbers beside it.
 
+    Returns:
+        Name of the file, None where there is nothing to show; and why there is none, where there should be one.
+    """
+    from medsight_core.imaging.mask_files import write_nifti_labels
 
-@contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
-    """A temporary folder from which files can be renamed into ``folder``; gone afterwards, whatever happens."""
-    # Inside an existing folder, which may be the only place that we may write or a disk of its own; else beside it.
-    parent = folder if folder.is_dir() else folder.parent
-    parent.mkdir(parents=True, exist_ok=True)
-    staging = parent / f".medsight-{secrets.token_hex(4)}.partial"
-    staging.mkdir()
     try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _put_in_place(staging: Path, folder: Path, made: Sequence[Path]) -> None:
-    if not folder.exists():
-        staging.rename(folder)
-        return
-    old = staging / "old"
-    # What was renamed so far, as (where it was, where it is now), to be undone if the rest fails.
-    moved: list[tuple[Path, Path]] = []
-    try:
-        for name in _earlier_files(folder):
-            moved.append((folder / name, old / name))
-            (old / name).parent.mkdir(parents=True, exist_ok=True)
-            os.rename(folder / name, old / name)
-        for name in made:
-            moved.append((staging / name, folder / name))
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            os.rename(staging / name, folder / name)
-    except BaseException:  # Ctrl-C too: the folder must not hold half of this answer and half of an earlier one
-        for before, now in reversed(moved):
-            if now.exists() and not before.exists():
-                os.rename(now, before)
-        raise
-    finally:
-        masks = folder / MASKS
-        if masks.is_dir() and not any(masks.iterdir()):
-            masks.rmdir()
-
-
-def _earlier_files(folder: Path) -> list[Path]:
-    masks = sorted((folder / MASKS).glob("*.png")) if (folder / MASKS).is_dir() else []
-    found = [folder / name for name in _OURS] + [path for path in masks if _OUR_MASK.fullmatch(path.name)]
-    return [path.relative_to(folder) for path in found if path.is_file() or path.is_symlink()]
+        written = write_nifti_labels(regions, volume, folder / NIFTI_SEGMENTATION) if regions else None
+    except MedSightError as error:
+        return None, (anonymous(f"There is no NIfTI label map. {error}", volume),)
+    return (NIFTI_SEGMENTATION if written else None), ()
