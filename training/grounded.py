@@ -31,6 +31,7 @@ class GroundedConfig:
         images: per batch.
         turns: per image.
         size: input side.
+        negatives: how much likelier than by their number images are that show nothing of what their data set knows.
         prompted: share of the images with a prompt.
         misplaced: share of the prompts that point at nothing.
         refined: share of the batches in which a first answer to the prompts is corrected by further clicks.
@@ -42,6 +43,7 @@ class GroundedConfig:
     images: int = 8
     turns: int = 3
     size: int = 256
+    negatives: float = 1.0
     prompted: float = 0.5
     misplaced: float = 0.2
     refined: float = 0.3
@@ -98,7 +100,9 @@ class Grounded:
         self.processor = processor
         self.samples = samples
         self.config = config
-        self.weights = sampling_weights(samples)
+        negative = np.array([not (sample.targets or sample.questions) for sample in samples])
+        weights = sampling_weights(samples) * np.where(negative, config.negatives, 1.0)
+        self.weights = weights / weights.sum()
         self.conversations = Conversations(samples)
         self.classes = {name: index for index, name in enumerate(model.config.class_names)}
         self.code_names = [processor.codes.name(code) for code in processor.codes]

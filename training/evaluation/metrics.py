@@ -21,8 +21,8 @@ def dice(prediction: Mask, truth: Mask) -> float:
     """Overlap of two masks: twice the common area by the sum of the areas.
 
     Args:
-        prediction: (rows, columns) bool.
-        truth: (rows, columns) bool, same grid.
+        prediction: (rows, columns) or (slices, rows, columns) bool.
+        truth: Of the same grid.
 
     Returns:
         0 to 1; 1 where both are empty, for nothing was to be found and nothing was.
@@ -52,11 +52,18 @@ def interior_point(mask: Mask) -> tuple[int, int]:
     """
     if not mask.any():
         raise MedSightError("empty_mask", "An empty mask has no interior point.")
-    # Squared distances from integer offsets are exact: ties stay ties whatever the platform's square root does.
-    nearest = ndimage.distance_transform_edt(np.pad(mask, 1), return_distances=False, return_indices=True)
-    squared = ((nearest - np.indices(nearest.shape[1:])) ** 2).sum(axis=0)[1:-1, 1:-1]
-    row, column = np.unravel_index(int(np.argmax(squared)), mask.shape)
+    row, column = np.unravel_index(int(np.argmax(squared_depth(mask))), mask.shape)
     return int(row), int(column)
+
+
+def squared_depth(mask: Mask) -> NDArray[np.int64]:
+    """Square of every pixel's distance to the border of the mask, in pixels; 0 outside.
+
+    Squared distances from integer offsets are exact: ties stay ties whatever the platform's square root does.
+    """
+    nearest = ndimage.distance_transform_edt(np.pad(mask, 1), return_distances=False, return_indices=True)
+    squared: NDArray[np.int64] = ((nearest - np.indices(nearest.shape[1:])) ** 2).sum(axis=0)[1:-1, 1:-1]
+    return squared
 
 
 def words(text: str) -> frozenset[str]:

@@ -10,12 +10,13 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from training.evaluation.manifest import Row
 from training.evaluation.metrics import words
 
 Kind = Literal["text", "point", "diagnosis", "absent"]
+Rows = TypeVar("Rows", bound=Sequence[Row])
 
 WORDING: Final[Mapping[Kind, str]] = {
     "text": "Segment the {target} in this image.",
@@ -84,14 +85,14 @@ def build_cases(
     targets = _targets_by_dataset(rows)
     places = _places_by_target([*rows, *negatives])
     cases: list[Case] = []
-    for image_rows in _spread(_by_image(row for row in rows if row.split == split), limit):
+    for image_rows in spread(by_image(row for row in rows if row.split == split), limit):
         cases += _cases_of_image(image_rows, targets)
         elsewhere = _elsewhere(image_rows[0], places)
         cases += [
             Case(kind="absent", row=image_rows[0], target=target, reason="other site")
             for target in _choose(elsewhere, absent_per_image, key=image_rows[0].image)
         ]
-    for image_rows in _spread(_by_image(row for row in negatives if row.split == split), limit):
+    for image_rows in spread(by_image(row for row in negatives if row.split == split), limit):
         cases += _cases_of_image(image_rows, targets)
     return tuple(cases)
 
@@ -131,14 +132,15 @@ def training_diagnoses(rows: Iterable[Row]) -> dict[tuple[str, str], int]:
     return {pair: len(names) for pair, names in images.items()}
 
 
-def _by_image(rows: Iterable[Row]) -> list[list[Row]]:
+def by_image(rows: Iterable[Row]) -> list[list[Row]]:
+    """Rows of each image, in the order of the manifest."""
     images: dict[str, list[Row]] = {}
     for row in rows:
         images.setdefault(row.image, []).append(row)
     return list(images.values())
 
 
-def _spread(images: list[list[Row]], limit: int | None) -> list[list[Row]]:
+def spread(images: Sequence[Rows], limit: int | None) -> Sequence[Rows]:
     """At most ``limit`` of them at even distances, so that a short run still sees every large data set."""
     if limit is None or limit >= len(images):
         return images

@@ -63,19 +63,20 @@ def write_report(folder: Path, *, report: Mapping[str, Any], outcomes: Sequence[
     """
     prepare_folder(folder)
     files = [
-        _write(folder / "segmentation.json", "w", lambda file: file.write(json.dumps(report, indent=1) + "\n")),
-        _write(folder / "segmentation.md", "w", lambda file: file.write(markdown(report))),
-        _write(folder / "cases.csv", "w", lambda file: _write_cases(file, outcomes)),
+        write_file(folder / "segmentation.json", "w", lambda file: file.write(json.dumps(report, indent=1) + "\n")),
+        write_file(folder / "segmentation.md", "w", lambda file: file.write(markdown(report))),
+        write_file(folder / "cases.csv", "w", lambda file: _write_cases(file, outcomes)),
     ]
     if any(outcome.packed is not None for outcome in outcomes):
         figure = best_and_worst(outcomes, root)
         files.append(
-            _write(folder / "best_and_worst.png", "wb", lambda file: figure.savefig(file, format="png", dpi=110))
+            write_file(folder / "best_and_worst.png", "wb", lambda file: figure.savefig(file, format="png", dpi=110))
         )
     return files
 
 
-def _write(path: Path, mode: str, fill: Callable[[IO[Any]], object]) -> Path:
+def write_file(path: Path, mode: str, fill: Callable[[IO[Any]], object]) -> Path:
+    """Writes a file whole or not at all: ``fill`` gets it open in ``mode``."""
     temporary = path.with_name(f".{path.name}.part")
     text = "b" not in mode
     with open(temporary, mode, encoding="utf-8" if text else None, newline="" if text else None) as file:

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from medsight_core.geometry import GridTransform
+from medsight_core.geometry import Frame, GridTransform
 from medsight_core.imaging.volume import Volume, open_volume
 from medsight_core.regions import Answer, Prompt, Question
 from training.evaluation.manifest import read_mask
@@ -107,10 +107,22 @@ def _click(case: Case, volume: Volume, root: Path) -> Prompt:
     assert case.row.mask is not None  # a "point" case has one
     truth = read_mask(root / case.row.mask)
     row, column = interior_point(truth)
-    frame = volume.slice_frame(volume.middle)
-    grid = GridTransform.resize(truth.shape, frame.shape[1:])
-    x, y = grid.points(np.array([[column, row]], dtype=np.float64))[0]
-    return Prompt(kind="point", points=frame.to_lps(np.array([[0.0, y, x]])))
+    return Prompt(kind="point", points=places_on(volume.slice_frame(volume.middle), [(column, row)], truth.shape))
+
+
+def places_on(frame: Frame, xy: Sequence[tuple[float, float]], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Pixels (column, row) of a mask of ``shape`` as places in the image, ``(n, 3)`` LPS mm."""
+    grid = GridTransform.resize((shape[0], shape[1]), (frame.shape[1], frame.shape[2]))
+    x, y = grid.points(np.array(xy, dtype=np.float64)).T
+    return frame.to_lps(np.stack([np.zeros(len(x)), y, x], axis=1))
+
+
+def on_grid(mask: Mask, shape: tuple[int, ...]) -> Mask:
+    """A mask on a grid of ``shape`` that shows the same picture."""
+    if mask.shape == shape:
+        return mask
+    resized = GridTransform.resize((mask.shape[0], mask.shape[1]), (shape[0], shape[1]))
+    return np.asarray(resized.image(mask.astype(np.float32)) >= 0.5)
 
 
 def _batches(items: Iterable[tuple[Case, Question]], size: int) -> Iterator[list[tuple[Case, Question]]]:
@@ -134,8 +146,7 @@ def _score(case: Case, question: Question, answer: Answer, root: Path, seconds: 
     if case.kind in ("text", "point"):
         assert case.row.mask is not None
         truth = read_mask(root / case.row.mask)
-        if truth.shape != union.shape:
-            union = GridTransform.resize(union.shape, truth.shape).image(union.astype(np.float32)) >= 0.5
+        union = on_grid(union, truth.shape)
         overlap = dice(union, truth)
     elif case.kind == "diagnosis":
         recall = diagnosis_recall(case.row.diagnosis or "", answer.text)
