@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from medsight_core.evidence import Evidence
     from medsight_core.imaging.planes import Plane
     from medsight_core.imaging.volume import Volume
-    from medsight_core.inference.surveying import Survey
     from medsight_core.inference.volumes import VolumeEngine
     from medsight_core.output.draft import Draft
     from medsight_core.output.draft_template import ReportTemplate
@@ -86,7 +85,11 @@ def run_report(
     with _progress(quiet=hush) as tell, timed(timings, "survey"):
         survey = volumes.survey(volume, names, plane=cut, slices=chosen, on_progress=tell)
     with status("Measuring", quiet=hush), timed(timings, "measure"):
-        evidence = _evidence(volume, survey, timings)
+        from medsight_core.inference.referring import evidence_of
+
+        found: Evidence = evidence_of(volume, survey)
+        provenance = replace(found.provenance, timings={**timings, **found.provenance.timings})
+        evidence = replace(found, provenance=provenance)
     with _progress(quiet=hush) as tell, timed(timings, "answer"):
         answers = list(_answers(questions, evidence, volumes, volume, plane=cut, slices=chosen, tell=tell))
     from medsight_core.output.draft_writer import write_draft
@@ -170,22 +173,6 @@ def _names(
     covered = {number for numbers in wanted.values() for number in numbers}
     spoken_of = {number for question in questions for number in named_classes(question, known)}
     return [*wanted, *(known[number] for number in sorted(spoken_of - covered))]
-
-
-def _evidence(volume: Volume, survey: Survey, timings: dict[str, float]) -> Evidence:
-    from medsight_core.evidence import Evidence
-
-    acquired = survey.provenance.settings.get("plane") == "acquired"
-    provenance = replace(survey.provenance, timings={**timings, **survey.provenance.timings})
-    # Slices of another plane have numbers of their own; each of them crosses every slice that was acquired.
-    return Evidence.gather(
-        volume,
-        survey.regions,
-        provenance=provenance,
-        known=survey.known,
-        slices=survey.slices if acquired else None,
-        presence=survey.presence if acquired else None,
-    )
 
 
 def _answers(

@@ -10,7 +10,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -104,9 +103,11 @@ def run_segment(
     label_map = out if out.name.lower().endswith(NIFTI_ENDING) else None
     folder = out if label_map is None else out.with_name(out.name[: -len(NIFTI_ENDING)])
     check_folder(folder)
+    from medsight_core.cli.console import status
+
     timings: dict[str, float] = {}
     hush = quiet or as_json
-    with busy("Reading the scan", quiet=hush), timed(timings, "read_scan"):
+    with status("Reading the scan", quiet=hush), timed(timings, "read_scan"):
         from medsight_core.imaging.volume import open_volume
 
         read = open_volume(scan, series=series, resample=resample)
@@ -121,10 +122,10 @@ def run_segment(
             from medsight_core.inference.propagation import check_range
 
             check_range(chosen, [k] if prompts else [], read)
-    with busy("Loading the model", quiet=hush), timed(timings, "load_model"):
+    with status("Loading the model", quiet=hush), timed(timings, "load_model"):
         engine: Any = load_engine(model, device)
     shown = k if prompts or slice_index is not None else None
-    with busy("Segmenting", quiet=hush) as tell, timed(timings, "segment"):
+    with status("Segmenting", quiet=hush) as tell, timed(timings, "segment"):
         announce = (lambda sentence: None) if hush else say
         answer = _segment(
             engine, question, said=said, whole=volume, slices=chosen, shown=shown, tell=tell, announce=announce
@@ -301,15 +302,3 @@ def _epilogue(answer: Answer, warnings: Sequence[str], *, quiet: bool) -> None:
         sys.stdout.write("No region was found, so there is no mask.\n")
     for sentence in () if quiet else warnings:
         say(f"warning: {sentence}")
-
-
-@contextmanager
-def busy(what: str, *, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Says on stderr what takes a while, if somebody is looking; gives a function that says it anew."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda text: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status(what, spinner="dots") as spinner:
-        yield lambda text: spinner.update(text)

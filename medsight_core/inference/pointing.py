@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from medsight_core.geometry import Frame, GridTransform
 from medsight_core.inference.grounding import ground
+from medsight_core.inference.nearest import nearest_code
 from medsight_core.inference.transcript import UNNAMED, Mention
 from medsight_core.model import MedSightForConditionalGeneration, MedSightProcessor
 from medsight_core.model.vision import VisionFeatures
@@ -26,9 +27,6 @@ NOTHING_MARGIN: Final = 0.1
 
 INSISTED_DEPTH: Final = 1.0
 """Logits below the highest that belong to a region which a person insists on and the model would not draw."""
-
-_GROUP_OF_MODALITY: Final = (("MR", "MRI"),)
-"""Modalities of scans and how the groups of a codebook call them, where they differ."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -98,8 +96,7 @@ class Pointer:
 
     def __init__(self, *, model: MedSightForConditionalGeneration, processor: MedSightProcessor) -> None:
         self._model = model
-        self._names = [processor.codes.name(code) for code in processor.codes]
-        self._groups = {name: index for index, name in enumerate(model.config.modality_names)}
+        self._processor = processor
         self.passes = 0
 
     @torch.inference_mode()
@@ -116,13 +113,7 @@ class Pointer:
         features = core.perceive(vision, torch.from_numpy(raster)[None].to(vision.grid.device))
         classes = features.regions.class_logits[0, -1].float().softmax(-1).cpu().numpy()
         best = int(classes[:-1].argmax())
-        code = ""
-        if core.codebook is not None:
-            group = self._groups.get(dict(_GROUP_OF_MODALITY).get(modality, modality))
-            if group is None:
-                group = int(core.codebook.modality_predictor(vision.summary)[0].argmax())
-            index = core.codebook(features.prompt, torch.tensor([group], device=vision.grid.device)).index
-            code = self._names[group * config.codes_per_group + int(index[0, 0])]
+        code = nearest_code(self._model, self._processor, features.regions.queries[0, -1], vision, modality=modality)
         return Pointed(
             logits=features.regions.mask_logits[0, -1].float().cpu().numpy(),
             nothing=float(classes[-1]),

@@ -13,7 +13,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from medsight_core.errors import MedSightError
 from medsight_core.events import Progress
@@ -22,10 +21,10 @@ from medsight_core.inference.drawing import Structure
 from medsight_core.inference.grounding import place
 from medsight_core.inference.inputs import slice_transform
 from medsight_core.inference.looking import Looked
+from medsight_core.inference.nearest import nearest_code
 from medsight_core.inference.plan import Plan
 from medsight_core.inference.presence import PRESENT, choose_key_slices, strength
 from medsight_core.inference.reply import Stopwatch
-from medsight_core.model import ImageFeatures, MedSightForConditionalGeneration, MedSightProcessor
 from medsight_core.naming import find_names, unknown_name
 from medsight_core.regions import Provenance, VolumeRegion
 from medsight_core.terminology import normal_words
@@ -35,9 +34,6 @@ if TYPE_CHECKING:
 
 RESTS_ON = 5
 """Slices that a structure of a survey is said to rest on, at most."""
-
-GROUP_OF_MODALITY = {"MR": "MRI"}
-"""Modalities of scans and how the groups of a codebook call them, where they differ."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,37 +75,6 @@ def classes_of(names: Sequence[str], known: Sequence[str]) -> dict[str, tuple[in
 
 
 @torch.inference_mode()
-def nearest_code(
-    model: MedSightForConditionalGeneration,
-    processor: MedSightProcessor,
-    query: Tensor,
-    features: ImageFeatures,
-    *,
-    modality: str,
-) -> str:
-    """The region code nearest to a refined query ``(dim,)``, such as ``"[C2_16]"``; "" without a codebook.
-
-    Args:
-        model: The model.
-        processor: Of the same checkpoint.
-        query: Of the image.
-        features: Of the image.
-        modality: Of the scan; where it says nothing the model guesses the codebook's group from the image.
-    """
-    codebook, config = model.model.codebook, model.config
-    if codebook is None:
-        return ""
-    groups = list(config.modality_names)
-    name = GROUP_OF_MODALITY.get(modality, modality)
-    if name in groups:
-        group = groups.index(name)
-    else:
-        group = int(codebook.modality_predictor(features.vision.summary)[0].argmax())
-    index = codebook(query[None, None], torch.tensor([group], device=query.device)).index
-    names = [processor.codes.name(code) for code in processor.codes]
-    return names[group * config.codes_per_group + int(index[0, 0])]
-
-
 class Surveying:
     """One survey while it is made.
 
@@ -210,7 +175,11 @@ class Surveying:
                 self._sure[name].append(float(sure[query]))
                 if float(sure[query]) > self._best.get(name, (0.0, ""))[0]:
                     code = nearest_code(
-                        model, volumes.engine.processor, regions.queries[0, query], features, modality=volume.modality
+                        model,
+                        volumes.engine.processor,
+                        regions.queries[0, query],
+                        features.vision,
+                        modality=volume.modality,
                     )
                     self._best[name] = (float(sure[query]), code)
 
