@@ -74,7 +74,6 @@ def classes_of(names: Sequence[str], known: Sequence[str]) -> dict[str, tuple[in
     return found
 
 
-@torch.inference_mode()
 class Surveying:
     """One survey while it is made.
 
