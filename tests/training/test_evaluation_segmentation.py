@@ -156,7 +156,7 @@ def test_an_engine_that_is_right_has_full_marks(dataset: Path) -> None:
         "macro_dice": 8,  # four lungs, four polyps; the rare and the unseen pair do not count
         "macro_dice_point": 8,
         "diagnosis_recall": 5,  # films; the negative's "normal" was never trained, the unseen data set stands apart
-        "emission_rate": 8,  # the same
+        "emission_rate": 10,
         "absent_false_positive_rate": 11,  # one per image, and the polyp of the negative one
     }
 

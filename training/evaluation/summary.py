@@ -113,12 +113,12 @@ def summarise(
         "macro_dice": estimate(counted(text, _pair, masks), _dice, _pair),
         "macro_dice_point": estimate(counted(point, _pair, masks), _dice, _pair),
         "diagnosis_recall": estimate(counted(diagnosis, _diagnosis, diagnoses), _recall, _diagnosis),
-        "emission_rate": estimate(counted(text, _pair, masks), _emitted, whole),
+        "emission_rate": estimate(text, _emitted, whole),
         "absent_false_positive_rate": estimate(absent, _found, whole),
     }
     reasons = sorted({outcome.case.reason for outcome in absent})
     details = {
-        "emission_rate_all": estimate(text, _emitted, whole),
+        "emission_rate_counted_pairs": estimate(counted(text, _pair, masks), _emitted, whole),
         "emission_rate_point": estimate(point, _emitted, whole),
         "diagnosis_recall_per_image": estimate(diagnosis, _recall, whole),
         "macro_dice_apart": estimate(apart(text), _dice, _pair),
