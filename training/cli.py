@@ -327,7 +327,7 @@ def train(
 
     Say the same again to go on after an interruption. Curves: tensorboard --logdir RUN.
 
-    Example: medsight train all --config mini --run runs/mini data.root=data/seg
+    Example: medsight train all --config mini --run runs/mini data.root=data/seg data.volumes=null
     """
     with needs_extra("train"):
         from training.recipe import read_recipe

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from medsight_core.errors import InputError
 from training.data.biomedparse import Sample
 from training.data.volumes import load_volumes
 
@@ -82,8 +83,18 @@ def test_slices_with_a_structure_can_be_left_out(manifest: Path) -> None:
 
 
 def test_a_label_map_that_is_not_there_is_named(manifest: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no label map other\.nii"):
+    with pytest.raises(InputError, match=r"no label map other\.nii.* It has labels\.nii\.gz\."):
         load_volumes(manifest, [{"labels": "other.nii", "site": "x"}], classes=CLASSES)
+
+
+def test_a_manifest_that_is_not_there_is_named_with_the_way_to_do_without(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.volumes=null"):
+        load_volumes(tmp_path / "manifest.jsonl", [], classes=CLASSES)
+
+
+def test_a_mistyped_setting_is_no_silence(manifest: Path) -> None:
+    with pytest.raises(InputError, match="no setting withuot"):
+        load(manifest, withuot="anterior part")
 
 
 def test_labels_on_another_grid_are_refused(manifest: Path) -> None:

@@ -11,10 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from medsight_core.errors import InputError
 from medsight_core.geometry import GridTransform
 from medsight_core.imaging.volume import Volume, open_volume
 from medsight_core.imaging.windowing import display
 from training.data.biomedparse import Sample, Target
+
+ENTRY = frozenset({"labels", "site", "whole", "without"})
+"""Keys of an entry of `use`."""
 
 MODALITIES = {"MR": "MRI"}
 """Names of the viewer that the data sets spell otherwise."""
@@ -33,13 +37,27 @@ def load_volumes(
         size: side of the square that slices are letterboxed to.
 
     Raises:
-        FileNotFoundError: when the manifest has no such label map.
+        InputError: when there is no such manifest, it has no such label map, or an entry has an unknown key.
     """
+    if not manifest.exists():
+        raise InputError(
+            "missing_data",
+            f"There is no manifest of labelled volumes {manifest}.",
+            "Set data.volumes.manifest, or data.volumes=null to train without volumes.",
+        )
     rows = {row["file"]: row for row in map(json.loads, manifest.read_text(encoding="utf-8").splitlines())}
     samples: list[Sample] = []
     for entry in use:
+        if unknown := sorted(set(entry) - ENTRY):
+            raise InputError(
+                "bad_recipe", f"A volume has no setting {', '.join(unknown)}.", f"It has {', '.join(sorted(ENTRY))}."
+            )
         if entry["labels"] not in rows:
-            raise FileNotFoundError(f"{manifest} has no label map {entry['labels']}; it has {', '.join(sorted(rows))}")
+            raise InputError(
+                "missing_data",
+                f"{manifest} has no label map {entry['labels']}.",
+                f"It has {', '.join(sorted(name for name, row in rows.items() if row.get('labels')))}.",
+            )
         row = rows[entry["labels"]]
         samples += slices(manifest.parent, row, entry, frozenset(classes), size)
     return samples
