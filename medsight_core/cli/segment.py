@@ -131,7 +131,8 @@ def run_segment(
             engine, question, said=said, whole=volume, slices=chosen, shown=shown, tell=tell, announce=announce
         )
     provenance = replace(answer.provenance, timings={**timings, **answer.provenance.timings})
-    warnings = tuple(dict.fromkeys((*read.warnings, *answer.warnings)))
+    unknown = _unknown(said, engine) if not (answer.regions or answer.volume_regions) else ()
+    warnings = tuple(dict.fromkeys((*read.warnings, *answer.warnings, *unknown)))
     answer = replace(answer, provenance=provenance, warnings=warnings)
     with timed(timings, "write"):
         from medsight_core.output.segmented import best_slice, write_segmented
@@ -268,6 +269,20 @@ def _segment(
         (found,) = events.fold(_told(session.propagate(slices), tell)).volume_regions
         followed.append(replace(found, span=region.span))
     return replace(answer, regions=(), volume_regions=tuple(followed))
+
+
+def _unknown(said: str | None, engine: Engine) -> tuple[str, ...]:
+    """That nothing was found because the model was never taught what was said: this is no finding about the scan."""
+    from medsight_core.referring import parse_reference
+
+    known = engine.model.config.class_names
+    if said is None or not known:
+        return ()
+    try:
+        parse_reference(said, known)
+    except InputError as error:
+        return (f"{error.sentence} That nothing was found says nothing about the scan.",)
+    return ()
 
 
 def _told(stream: Iterator[events.Event], tell: Callable[[str], None]) -> Iterator[events.Event]:

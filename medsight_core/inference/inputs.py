@@ -12,6 +12,7 @@ from torch import Tensor
 from medsight_core.codes import CODE_PATTERN
 from medsight_core.errors import InputError
 from medsight_core.geometry import Frame, GridTransform
+from medsight_core.imaging.orientation import stacking_axis, turned
 from medsight_core.imaging.volume import Volume
 from medsight_core.imaging.windowing import display
 from medsight_core.markup import CLOSE, OPEN
@@ -32,7 +33,7 @@ class Inputs:
         transform: From the slice's grid to the model's input grid.
         raster: What was drawn, on the model's grid `(channels, size, size)`; None without prompts.
         input_ids: The conversation `(length,)`.
-        warnings: What had to be left out.
+        warnings: What had to be left out, and what to beware of.
     """
 
     question: Question
@@ -64,6 +65,24 @@ def slice_transform(processor: MedSightProcessor, frame: Frame) -> GridTransform
         frame: Of the slice, or of the whole volume it belongs to.
     """
     return processor.image_processor.transform((frame.shape[1], frame.shape[2]), frame.pixel_aspect)
+
+
+def turned_warning(volume: Volume, k: int) -> tuple[str, ...]:
+    """What must be said of a slice that is stored otherwise than people look at it; nothing of any other.
+
+    A slice alone is seen as it is stored, as viewers show it; a whole volume is turned upright first (see
+    `imaging.planes`).
+    """
+    if not volume.has_place:
+        return ()
+    frame = volume.slice_frame(k)
+    upright = turned(frame.affine, frame.shape, stacked_along=stacking_axis(frame), keep_order=True)
+    if upright.axes == (0, 1, 2) and not any(upright.reversed):
+        return ()
+    return (
+        "This slice is stored turned or mirrored against the usual display, and the model saw it so: left and right in "
+        "its words may be the wrong way round.",
+    )
 
 
 class InputMaker:
@@ -99,10 +118,10 @@ class InputMaker:
         transform = slice_transform(self._processor, question.volume.slice_frame(question.slice_index))
         raster = self._raster(question, transform) if question.prompts else None
         input_ids, dropped = self._tokens(question, max_new_tokens)
-        warnings = ()
+        warnings = turned_warning(question.volume, question.slice_index)
         if dropped:
             turns = "turn" if dropped == 1 else f"{dropped} turns"
-            warnings = (f"The conversation has grown too long for the model; its first {turns} went unread.",)
+            warnings += (f"The conversation has grown too long for the model; its first {turns} went unread.",)
         return Inputs(question=question, transform=transform, raster=raster, input_ids=input_ids, warnings=warnings)
 
     def _tokens(self, question: Question, max_new_tokens: int) -> tuple[Tensor, int]:

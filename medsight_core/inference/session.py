@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from medsight_core.errors import InputError
 from medsight_core.events import Done, Event, Progress, RegionFound, Warning
 from medsight_core.imaging.volume import Volume
-from medsight_core.inference.inputs import draw_prompts, slice_transform
+from medsight_core.inference.inputs import draw_prompts, slice_transform, turned_warning
 from medsight_core.inference.pointing import NOTHING_MARGIN, Pointed, Pointer
 from medsight_core.inference.propagation import AREA_CHANGE, Chain, check_range, join, shares
 from medsight_core.regions import Answer, Prompt, Provenance, Region, Span, VolumeRegion
@@ -274,13 +274,14 @@ class Session:
     def answer(self, found: Region | VolumeRegion | None, warnings: Sequence[str] = ()) -> Answer:
         """A region as the answer that it is; its text is the label."""
         regions: tuple[Region, ...] = ()
+        turned = () if self._state.shown is None else turned_warning(self.volume, self._state.shown)
         if isinstance(found, Region):
             regions = (replace(found, span=Span(0, len(found.label))),)
         return Answer(
             text="There is nothing at this place." if found is None else found.label,
             raw="" if found is None else f"{found.label}{found.code}",
             regions=regions,
-            warnings=tuple(warnings),
+            warnings=(*warnings, *turned),
             provenance=self.provenance(),
             volume_regions=(found,) if isinstance(found, VolumeRegion) else (),
         )

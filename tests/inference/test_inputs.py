@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from medsight_core.errors import InputError
+from medsight_core.geometry import Frame
+from medsight_core.imaging.volume import Source, Volume
 from medsight_core.inference.checkpoint import open_checkpoint
 from medsight_core.inference.engine import Engine
 from medsight_core.inference.inputs import InputMaker, Inputs, defuser
@@ -196,3 +199,24 @@ def test_a_prompt_in_the_part_that_a_crop_cuts_off(tmp_path: Path) -> None:
     place = volume.slice_frame(0).to_lps([[0, 25, 4]])
     with pytest.raises(InputError, match="this model cuts off"):
         engine.ask(ask_about(volume, prompts=(Prompt(kind="point", points=place),)))
+
+
+@pytest.mark.parametrize("rows", [1, -1])
+@pytest.mark.parametrize("columns", [1, -1])
+def test_a_slice_that_is_stored_turned_or_mirrored_is_told(
+    processor: MedSightProcessor, rows: int, columns: int
+) -> None:
+    """The words may then confuse left and right; a picture without a place in the body has no sides to confuse."""
+    direction = np.array([[0.0, 0.0, columns], [0.0, rows, 0.0], [rows * columns, 0.0, 0.0]])
+    frame = Frame(shape=(3, 40, 48), origin=np.zeros(3), spacing=np.ones(3), direction=direction)
+    volume = Volume(
+        array=np.zeros((3, 40, 48), np.int16),
+        frame=frame,
+        slice_frames=tuple(frame.slice(k) for k in range(3)),
+        modality="CT",
+        source=Source(kind="nrrd", paths=(Path("scan.nrrd"),)),
+    )
+    said = made(processor, Question(text="Where is the left lung?", volume=volume, slice_index=1)).warnings
+    assert bool(said) == ((rows, columns) != (1, 1))
+    picture = replace(volume, source=Source(kind="image", paths=(Path("scan.png"),)))
+    assert not made(processor, Question(text="Where is the left lung?", volume=picture, slice_index=1)).warnings
