@@ -1,0 +1,140 @@
+"""A volume node of a scene as a `Volume`: its voxels as they are stored, and where they lie without its transforms.
+
+What a transform above the node does is left out on purpose: masks go back under the same transform, so they lie on the
+same anatomy wherever it moves the volume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import slicer
+import vtk
+
+from medsight_core.errors import InputError
+from medsight_core.geometry import Frame
+from medsight_core.imaging.volume import Source, Volume
+from medsight_core.mrml.space import matrix_of
+
+INSTANCES: Final = "DICOM.instanceUIDs"
+"""Slicer's attribute of a volume node that was read from DICOM: its SOP Instance UIDs, with spaces between."""
+
+PICTURES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+"""Endings of files that have no place in a body, whatever spacing the reader makes up."""
+
+IN_SCENE: Final = "in the scene"
+"""Stands for a Frame of Reference UID: that there is one matters, which one is nobody's business."""
+
+PROJECTIONS: Final = ("X-ray", "Ultrasound", "Endoscopy", "Dermoscopy", "Fundus", "OCT", "Pathology")
+"""Modalities whose picture axes are not axes of the body."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What a scene's voxels do not say about themselves, as far as it is known.
+
+    Attributes:
+        modality: As `Volume.modality`.
+        dicom_modality: DICOM Modality, such as "CT".
+        window: Centre and width that the file proposes.
+    """
+
+    modality: str = "unknown"
+    dicom_modality: str | None = None
+    window: tuple[float, float] | None = None
+
+
+def volume_of(node: Any, header: Header | None = None) -> Volume:
+    """A copy of a volume node's voxels with their place.
+
+    Args:
+        node: A scalar or an RGB volume.
+        header: What is known beside the voxels.
+
+    Raises:
+        InputError: no_volume, label_map, empty_volume, unsupported_values, bad_geometry.
+    """
+    header = header or Header()
+    if node is None:
+        raise InputError("no_volume", "No volume is chosen.", "Load a scan and choose it in the module.")
+    is_tensor = node.IsA("vtkMRMLTensorVolumeNode") and not node.IsA("vtkMRMLVectorVolumeNode")
+    if is_tensor or node.IsA("vtkMRMLLabelMapVolumeNode"):
+        raise InputError(
+            "label_map", f'"{node.GetName()}" holds labels or tensors, not an image.', "Choose the scan itself."
+        )
+    image = node.GetImageData()
+    if image is None or min(image.GetDimensions()) < 1 or image.GetNumberOfPoints() == 0:
+        raise InputError("empty_volume", f'The volume "{node.GetName()}" has no voxels.', "Load it again.")
+    array = _values(slicer.util.arrayFromVolume(node), node.GetName())
+    matrix = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(matrix)
+    is_dicom = bool(node.GetAttribute(INSTANCES))
+    is_picture = not is_dicom and _file_name(node).endswith(PICTURES)
+    frame = _frame(matrix_of(matrix), array.shape[:3], node.GetName(), physical=not is_picture)
+    flat = is_picture or header.modality in PROJECTIONS
+    return Volume(
+        array=array,
+        frame=frame,
+        slice_frames=tuple(frame.slice(k) for k in range(frame.shape[0])),
+        modality=header.modality,
+        source=Source(
+            kind="dicom" if is_dicom else "image" if is_picture else "nrrd",
+            paths=(),
+            frame_of_reference_uid=None if flat else IN_SCENE,
+            dicom_modality=header.dicom_modality,
+            window=header.window,
+        ),
+    )
+
+
+def instance_uids(node: Any) -> tuple[str, ...]:
+    """SOP Instance UIDs that a volume was read from; empty where it is not DICOM."""
+    return tuple((node.GetAttribute(INSTANCES) or "").split())
+
+
+def _values(array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+    """Voxels ``(slices, rows, columns[, 3])`` in one of the types that `Volume` has, never rounded."""
+    if array.ndim == 4 and array.shape[3] in (3, 4) and array.dtype == np.uint8:
+        return np.ascontiguousarray(array[..., :3])
+    if array.ndim == 4 and array.shape[3] == 1:
+        array = array[..., 0]
+    if array.ndim != 3 or array.dtype.kind not in "iuf":
+        what = f"{array.shape[3]} values of {array.dtype}" if array.ndim == 4 else f"values of {array.dtype}"
+        raise InputError(
+            "unsupported_values",
+            f'"{name}" holds {what} per voxel; a grey image or RGB of 8 bits was expected.',
+            "Convert it with the module Vector to Scalar Volume.",
+        )
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise InputError(
+                "unsupported_values", f'"{name}" holds values that are not finite.', "Replace them before asking."
+            )
+        return array.astype(np.float32)
+    low, high = int(array.min()), int(array.max())
+    fits = np.iinfo(np.int16)
+    return array.astype(np.int16 if fits.min <= low and high <= fits.max else np.float32)
+
+
+def _frame(ijk_to_ras: npt.NDArray[np.float64], shape: Sequence[int], name: str, *, physical: bool) -> Frame:
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ ijk_to_ras
+    affine[:, :3] = affine[:, 2::-1]  # Slicer counts (column, row, slice), our arrays (slice, row, column)
+    if not physical:
+        return Frame.of_pixels(shape)
+    try:
+        return Frame.from_affine(affine, shape)
+    except ValueError as error:
+        raise InputError(
+            "bad_geometry",
+            f'The voxels of "{name}" do not lie on a rectangular grid: {error}',
+            "Resample the volume (module Resample Scalar Volume) and choose the result.",
+        ) from error
+
+
+def _file_name(node: Any) -> str:
+    storage = node.GetStorageNode()
+    return str((storage.GetFileName() if storage is not None else "") or "").lower()
