@@ -1,14 +1,13 @@
 """The one segmentation that MedSIGHT keeps for a volume: a segment for each region, and nothing that a person made.
 
 Each segment brings a layer of its own, as large as its bounding box, so neither overlaps nor edits of one touch another
-one. The segmentation lies under the volume's transform. Every change can be taken back.
+one. The segmentation lies under the volume's transform.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +16,7 @@ import vtk
 from numpy.typing import NDArray
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
+from medsight_core.chat.turns import Finding
 from medsight_core.errors import InputError
 from medsight_core.geometry import Frame
 from medsight_core.measure import Measurements, measure
@@ -29,33 +29,29 @@ from medsight_core.terminology import display_colours, find_term
 VOLUME_ROLE: Final = "MedSIGHT.volume"
 """Role of the reference from our segmentation to its volume."""
 
+KEY: Final = "MedSIGHT.Key"
+NAME: Final = "MedSIGHT.Name"
 ALGORITHM: Final = "MedSIGHT"
 DIMMED: Final = 0.15
 """Opacity of the other segments' fill while one is emphasised; that one has `FILLED`."""
 FILLED: Final = 0.5
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """A change that was made, and how it is taken back and made again."""
-
-    back: Callable[[], None]
-    again: Callable[[], None]
-
-
-class Findings:
-    """The segments of the regions that were found in one volume.
+class Segments:
+    """The segments of what was found in one volume.
 
     Args:
         volume_node: Of the scan; its geometry is the segments'.
         frame: Of its voxels.
+        known: Keys of findings that had a segment before, as in a restored scene: if it is gone, a person deleted it.
     """
 
-    def __init__(self, volume_node: Any, frame: Frame) -> None:
+    def __init__(self, volume_node: Any, frame: Frame, *, known: Iterable[str] = ()) -> None:
         self._volume_node = volume_node
         self._frame = frame
-        self._past: list[Step] = []
-        self._future: list[Step] = []
+        self._placed = set(known)
+        self._aside: dict[str, Any] = {}
+        self._hidden: dict[str, bool] = {}
 
     @property
     def node(self) -> Any | None:
@@ -66,109 +62,83 @@ class Findings:
         return next(owned, None)
 
     @property
-    def ids(self) -> tuple[str, ...]:
-        """Of the segments, in their order."""
-        node = self.node
-        return () if node is None else tuple(node.GetSegmentation().GetSegmentIDs())
+    def ids(self) -> dict[str, str]:
+        """Ids of our segments by the keys of their findings, in their order."""
+        if (node := self.node) is None:
+            return {}
+        segmentation = node.GetSegmentation()
+        found = ((one, _tag(segmentation.GetSegment(one), KEY)) for one in segmentation.GetSegmentIDs())
+        return {key: one for one, key in found if key}
 
-    def insert(
-        self, regions: Sequence[Region | VolumeRegion], tags: Mapping[str, str] | None = None
-    ) -> tuple[str, ...]:
-        """A segment for each region, as one step.
+    def sync(self, findings: Sequence[Finding], tags: Mapping[str, str] | None = None) -> None:
+        """Brings the segments to what a conversation holds: adds, takes away, renames, shows and hides.
+
+        A segment that is taken away comes back as it was, with what a person changed in it. One that a person deleted
+        or renamed elsewhere is left so.
 
         Args:
-            regions: On the grid of the volume, none of them empty.
-            tags: To be kept with every segment, such as the question and the model's digest.
-
-        Returns:
-            The segments' ids, in the order of the regions.
+            findings: Those that are kept, in their order; their regions lie on the grid of the volume and are not
+                empty.
+            tags: To be kept with every segment that is added, such as the question and the model's digest.
 
         Raises:
-            InputError: other_grid, empty_region. Nothing was inserted then.
+            InputError: other_grid, empty_region. Nothing was changed then.
         """
-        made = [self._segment(region, tags or {}) for region in regions]
-        names = [region.label for region in regions]
-        for segment, colour in zip(made, display_colours(names), strict=True):
-            segment.SetColor(*(channel / 255 for channel in colour.rgb))
-        if not made:
-            return ()
+        wanted = {finding.key: finding for finding in findings}
+        present = self.ids
+        new = [one for one in findings if one.key not in present and one.key not in self._placed | self._aside.keys()]
+        made = {finding.key: self._segment(finding, tags or {}) for finding in new}
+        if not present and not made and not self._aside.keys() & wanted.keys():
+            return
+        for colour, finding in zip(display_colours(f.name for f in findings), findings, strict=True):
+            if finding.key in made:
+                made[finding.key].SetColor(*(channel / 255 for channel in colour.rgb))
         node = self._ensure()
-        segmentation = node.GetSegmentation()
-        ids = tuple(segmentation.GenerateUniqueSegmentID(f"MedSIGHT_{len(self.ids) + n + 1}") for n in range(len(made)))
+        with _modifying(node) as into:
+            for key in present.keys() - wanted.keys():
+                self._take_away(key, present[key])
+            for key in [key for key in wanted if key in made or key in self._aside]:
+                self._put(key, made.get(key) or self._aside.pop(key), list(wanted))
+            self._placed |= wanted.keys()
+            for key, segment_id in self.ids.items():
+                self._name(into.GetSegmentation().GetSegment(segment_id), wanted[key].name)
+                hidden = wanted[key].hidden
+                if self._hidden.get(key, False) != hidden:  # else a person's own choice in the views stays
+                    into.GetDisplayNode().SetSegmentVisibility(segment_id, not hidden)
+            self._hidden = {key: finding.hidden for key, finding in wanted.items()}
 
-        def again() -> None:
-            with _modifying(self._ensure()) as into:
-                for name, segment in zip(ids, made, strict=True):
-                    into.GetSegmentation().AddSegment(segment, name)
+    def forget(self) -> None:
+        """Removes the segmentation from the scene, and what was set aside."""
+        if (node := self.node) is not None:
+            self._volume_node.GetScene().RemoveNode(node)
+        self._placed.clear()
+        self._aside.clear()
 
-        def back() -> None:
-            for name in ids:
-                self._segmentation().RemoveSegment(name)
-
-        self._do(Step(back=back, again=again))
-        return ids
-
-    def remove(self, segment_id: str) -> None:
-        """Deletes a segment; it comes back by `undo`, as it is now, at its place among the others."""
-        segmentation = self._segmentation()
+    def _take_away(self, key: str, segment_id: str) -> None:
         kept = slicer.vtkSegment()
         kept.DeepCopy(self._get(segment_id))
-        place = segmentation.GetSegmentIndex(segment_id)
+        self._aside[key] = kept
+        self._segmentation().RemoveSegment(segment_id)
 
-        def back() -> None:
-            into = self._segmentation()
-            behind = into.GetNthSegmentID(place) if place < into.GetNumberOfSegments() else ""
-            into.AddSegment(kept, segment_id, behind)
+    def _put(self, key: str, segment: Any, order: Sequence[str]) -> None:
+        """Adds a segment at its place among the others."""
+        present, segmentation = self.ids, self._segmentation()
+        behind = next((present[later] for later in order[order.index(key) + 1 :] if later in present), "")
+        segmentation.AddSegment(segment, segmentation.GenerateUniqueSegmentID(f"MedSIGHT_{key}"), behind)
 
-        self._do(Step(back=back, again=lambda: self._segmentation().RemoveSegment(segment_id)))
-
-    def rename(self, segment_id: str, name: str) -> None:
-        """Calls a segment otherwise; what it is in codes follows the name."""
-        segment = self._get(segment_id)
-        tag = segment.GetTerminologyEntryTagName()
-        before = segment.GetName(), _tag(segment, tag)
-        after = name.strip(), entry_of(find_term(name))
-        if not after[0]:
-            raise InputError("empty_name", "A finding needs a name.", "Type one.")
-
-        def called(words: tuple[str, str]) -> None:
-            self._get(segment_id).SetName(words[0])
-            self._get(segment_id).SetTag(tag, words[1])
-
-        self._do(Step(back=lambda: called(before), again=lambda: called(after)))
-
-    def show(self, segment_id: str, visible: bool) -> None:
-        """Shows or hides a segment; nothing to take back, as nothing is lost."""
-        self._get(segment_id)
-        self._display().SetSegmentVisibility(segment_id, visible)
-
-    def is_shown(self, segment_id: str) -> bool:
-        """Whether a segment is shown."""
-        return bool(self._display().GetSegmentVisibility(segment_id))
+    def _name(self, segment: Any, name: str) -> None:
+        """Takes over a name that was given in the conversation; what it is in codes follows."""
+        if _tag(segment, NAME) == name:
+            return
+        segment.SetName(name)
+        segment.SetTag(segment.GetTerminologyEntryTagName(), entry_of(find_term(name)))
+        segment.SetTag(NAME, name)
 
     def emphasise(self, segment_id: str | None) -> None:
         """Lets one segment stand out; None ends that."""
         display = self._display()
-        for one in self.ids:
+        for one in self.ids.values():
             display.SetSegmentOpacity2DFill(one, DIMMED if segment_id not in (None, one) else FILLED)
-
-    def undo(self) -> bool:
-        """Takes the last step back; False where there is none."""
-        if not self._past:
-            return False
-        step = self._past.pop()
-        step.back()
-        self._future.append(step)
-        return True
-
-    def redo(self) -> bool:
-        """Makes again what was taken back; False where there is nothing."""
-        if not self._future:
-            return False
-        step = self._future.pop()
-        step.again()
-        self._past.append(step)
-        return True
 
     def part(self, segment_id: str) -> tuple[NDArray[np.bool_], Frame, tuple[int, int, int]]:
         """A segment's voxels within their bounding box.
@@ -243,11 +213,6 @@ class Findings:
             raise InputError("no_segmentation", "The segmentation was deleted.", "Ask again.")
         return node
 
-    def _do(self, step: Step) -> None:
-        step.again()
-        self._past.append(step)
-        self._future.clear()
-
     def _segmentation(self) -> Any:
         return self.node_or_raise().GetSegmentation()
 
@@ -271,12 +236,13 @@ class Findings:
         node.SetAndObserveTransformNodeID(self._volume_node.GetTransformNodeID())
         return node
 
-    def _segment(self, region: Region | VolumeRegion, tags: Mapping[str, str]) -> Any:
+    def _segment(self, finding: Finding, tags: Mapping[str, str]) -> Any:
+        region = finding.region
         segment = slicer.vtkSegment()
-        segment.SetName(region.label)
-        segment.SetTag(segment.GetTerminologyEntryTagName(), entry_of(find_term(region.label)))
+        self._name(segment, finding.name)
         segment.SetTag("DICOM.SegmentAlgorithmType", "AUTOMATIC")
         segment.SetTag("DICOM.SegmentAlgorithmName", ALGORITHM)
+        segment.SetTag(KEY, finding.key)
         segment.SetTag("MedSIGHT.Code", region.code)
         segment.SetTag("MedSIGHT.Score", f"{region.score:.4f}")
         for name, value in tags.items():

@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "wire": {"values", "imaging"},
     "client": {"values", "imaging", "wire"},
     "chat": {"values"},
-    "mrml": {"values", "imaging"},
+    "mrml": {"values", "imaging", "chat"},
     "model": {"values", "imaging"},
     "inference": {"values", "imaging", "model"},
     "server": {"values", "imaging", "wire", "model", "inference", "cli"},

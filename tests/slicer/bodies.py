@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medsight_core.chat.turns import Finding
 from medsight_core.geometry import Frame
 from medsight_core.regions import Region, Span, VolumeRegion
 
@@ -53,13 +54,15 @@ def blob(shape: tuple[int, int, int], seed: int) -> NDArray[np.bool_]:
     return mask
 
 
-def region(mask: NDArray[np.bool_], frame: Frame, label: str = "liver") -> VolumeRegion:
-    """A region throughout a volume."""
-    return VolumeRegion(code="[C0_16]", label=label, span=Span(0, 0), score=0.9, mask=mask, frame=frame)
+def finding(mask: NDArray[np.bool_], frame: Frame, label: str = "liver", key: str = "1.1") -> Finding:
+    """A finding throughout a volume."""
+    region = VolumeRegion(code="[C0_16]", label=label, span=Span(0, 0), score=0.9, mask=mask, frame=frame)
+    return Finding(key=key, region=region, name=label)
 
 
-def region_on_slice(mask: NDArray[np.bool_], frame: Frame, k: int, label: str = "liver") -> Region:
-    """A region on one slice."""
-    return Region(
+def finding_on_slice(mask: NDArray[np.bool_], frame: Frame, k: int, label: str = "liver") -> Finding:
+    """A finding on one slice."""
+    region = Region(
         code="[C0_16]", label=label, span=Span(0, 0), score=0.9, slice_index=k, mask=mask[k], frame=frame.slice(k)
     )
+    return Finding(key="1.1", region=region, name=label)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,38 +9,52 @@ import numpy as np
 import pytest
 import slicer
 import vtk
+from numpy.typing import NDArray
 
+from medsight_core.chat.turns import Finding
 from medsight_core.errors import InputError
+from medsight_core.geometry import Frame
 from medsight_core.measure import measure
 from medsight_core.mrml import memory
-from medsight_core.mrml.segments import Findings
+from medsight_core.mrml.segments import Segments
 from medsight_core.mrml.space import turned
 from medsight_core.mrml.volumes import volume_of
-from tests.slicer.bodies import GEOMETRIES, add_volume, blob, region, region_on_slice
+from tests.slicer.bodies import GEOMETRIES, add_volume, blob, finding, finding_on_slice
+
+LABELS = ("liver", "spleen", "lesion")
 
 
-def findings(node: Any) -> Findings:
-    return Findings(node, volume_of(node).require_frame())
+def three(frame: Frame) -> tuple[list[NDArray[np.bool_]], list[Finding]]:
+    """Masks that overlap, and their findings."""
+    masks = [blob(frame.shape, seed) for seed in range(3)]
+    return masks, [finding(mask, frame, LABELS[n], f"1.{n + 1}") for n, mask in enumerate(masks)]
 
 
-def slicers_own(found: Findings, segment_id: str, node: Any) -> Any:
-    """The mask as Slicer itself exports it onto the volume's grid."""
-    return slicer.util.arrayFromSegmentBinaryLabelmap(found.node, segment_id, node) > 0
+def slicers_own(segments: Segments, key: str, node: Any) -> NDArray[np.bool_]:
+    """The mask as Slicer itself brings it onto the volume's grid."""
+    return np.asarray(slicer.util.arrayFromSegmentBinaryLabelmap(segments.node, segments.ids[key], node) > 0)
+
+
+def names(segments: Segments) -> list[str]:
+    return [segments.node.GetSegmentation().GetSegment(one).GetName() for one in segments.ids.values()]
+
+
+def tag(segment: Any, name: str) -> str:
+    value = vtk.reference("")
+    assert segment.GetTag(name, value), name
+    return str(value)
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_masks_come_back_bit_for_bit_and_overlaps_are_kept(scene: Any, name: str) -> None:
     node = add_volume(name)
-    frame = volume_of(node).require_frame()
-    masks = [blob(frame.shape, seed) for seed in range(3)]
+    segments = Segments(node, volume_of(node).require_frame())
+    masks, findings = three(volume_of(node).require_frame())
     assert (masks[0] & masks[1]).any()
-    found = Findings(node, frame)
-    ids = found.insert(
-        [region(mask, frame, label) for mask, label in zip(masks, ("liver", "spleen", "lesion"), strict=True)]
-    )
-    for mask, segment_id in zip(masks, ids, strict=True):
-        assert np.array_equal(found.mask(segment_id), mask)
-        assert np.array_equal(slicers_own(found, segment_id, node), mask)
+    segments.sync(findings)
+    for mask, one in zip(masks, findings, strict=True):
+        assert np.array_equal(segments.mask(segments.ids[one.key]), mask)
+        assert np.array_equal(slicers_own(segments, one.key, node), mask)
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
@@ -47,11 +63,11 @@ def test_a_region_of_one_slice_lies_on_that_slice(scene: Any, name: str) -> None
     frame = volume_of(node).require_frame()
     k = frame.shape[0] - 1
     mask = blob(frame.shape, 5)
-    found = Findings(node, frame)
-    (segment_id,) = found.insert([region_on_slice(mask, frame, k)])
+    segments = Segments(node, frame)
+    segments.sync([finding_on_slice(mask, frame, k)])
     wanted = np.zeros_like(mask)
     wanted[k] = mask[k]
-    assert np.array_equal(slicers_own(found, segment_id, node), wanted)
+    assert np.array_equal(slicers_own(segments, "1.1", node), wanted)
 
 
 @pytest.mark.parametrize("kind", ["shift", "rotation", "nested", "non-linear"])
@@ -85,40 +101,36 @@ def test_masks_follow_the_volume_under_its_transforms(scene: Any, kind: str) -> 
         transform.SetAndObserveTransformNodeID(above.GetID())
     frame = volume_of(node).require_frame()
     mask = blob(frame.shape, 1)
-    found = Findings(node, frame)
-    (segment_id,) = found.insert([region(mask, frame)])
-    assert found.node.GetTransformNodeID() == transform.GetID()
-    assert np.array_equal(slicers_own(found, segment_id, node), mask)
+    segments = Segments(node, frame)
+    segments.sync([finding(mask, frame)])
+    assert segments.node.GetTransformNodeID() == transform.GetID()
+    assert np.array_equal(slicers_own(segments, "1.1", node), mask)
     # A place in the world is where the transform puts the voxel.
     through = vtk.vtkGeneralTransform()
     slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(transform, None, through)
-    index = np.argwhere(mask)
-    places = np.array([through.TransformPoint(point) for point in turned(frame.to_lps(index))])
-    assert np.linalg.norm(places - found.centre(segment_id), axis=1).min() < 1e-6
+    places = np.array([through.TransformPoint(point) for point in turned(frame.to_lps(np.argwhere(mask)))])
+    assert np.linalg.norm(places - segments.centre(segments.ids["1.1"]), axis=1).min() < 1e-6
 
 
 def test_segments_are_named_coloured_coded_and_say_where_they_come_from(scene: Any) -> None:
     node = add_volume("axial")
     frame = volume_of(node).require_frame()
-    found = Findings(node, frame)
-    ids = found.insert(
-        [region(blob(frame.shape, 0), frame, "left kidney"), region(blob(frame.shape, 1), frame, "liver lesion")],
+    segments = Segments(node, frame)
+    segments.sync(
+        [
+            finding(blob(frame.shape, 0), frame, "left kidney", "1.1"),
+            finding(blob(frame.shape, 1), frame, "liver lesion", "1.2"),
+        ],
         {"Question": "Où? 肝臓", "Model": "medsight-mini 0123"},
     )
-    segments = [found.node.GetSegmentation().GetSegment(one) for one in ids]
-    assert [segment.GetName() for segment in segments] == ["left kidney", "liver lesion"]
-    assert segments[0].GetColor() != segments[1].GetColor()
-
-    def tag(segment: Any, name: str) -> str:
-        value = vtk.reference("")
-        assert segment.GetTag(name, value), name
-        return str(value)
-
-    assert "SCT^64033007^Kidney~SCT^7771000^Left" in tag(segments[0], segments[0].GetTerminologyEntryTagName())
-    assert tag(segments[1], "DICOM.SegmentAlgorithmType") == "AUTOMATIC"
-    assert tag(segments[1], "DICOM.SegmentAlgorithmName") == "MedSIGHT"
-    assert tag(segments[1], "MedSIGHT.Code") == "[C0_16]"
-    assert tag(segments[1], "MedSIGHT.Question") == "Où? 肝臓"
+    kidney, lesion = (segments.node.GetSegmentation().GetSegment(one) for one in segments.ids.values())
+    assert names(segments) == ["left kidney", "liver lesion"]
+    assert kidney.GetColor() != lesion.GetColor()
+    assert "SCT^64033007^Kidney~SCT^7771000^Left" in tag(kidney, kidney.GetTerminologyEntryTagName())
+    assert tag(lesion, "DICOM.SegmentAlgorithmType") == "AUTOMATIC"
+    assert tag(lesion, "DICOM.SegmentAlgorithmName") == "MedSIGHT"
+    assert tag(lesion, "MedSIGHT.Code") == "[C0_16]"
+    assert tag(lesion, "MedSIGHT.Question") == "Où? 肝臓"
 
 
 def test_other_segmentations_and_a_persons_edits_are_left_alone(scene: Any) -> None:
@@ -129,43 +141,77 @@ def test_other_segmentations_and_a_persons_edits_are_left_alone(scene: Any) -> N
     drawn = blob(frame.shape, 9).astype(np.uint8)
     their_id = theirs.GetSegmentation().AddEmptySegment("", "drawn")
     slicer.util.updateSegmentBinaryLabelmapFromArray(drawn, theirs, their_id, node)
-    found = Findings(node, frame)
-    (first,) = found.insert([region(blob(frame.shape, 0), frame)])
+    segments = Segments(node, frame)
+    _, findings = three(frame)
+    segments.sync(findings[:1])
     edited = blob(frame.shape, 3).astype(np.uint8)
-    slicer.util.updateSegmentBinaryLabelmapFromArray(edited, found.node, first, node)
-    found.insert([region(blob(frame.shape, 1), frame, "spleen")])
-    found.undo()
-    assert found.ids == (first,)
-    assert np.array_equal(found.mask(first), edited > 0)
+    slicer.util.updateSegmentBinaryLabelmapFromArray(edited, segments.node, segments.ids["1.1"], node)
+    segments.sync(findings[:2])
+    segments.sync(findings[:1])
+    assert list(segments.ids) == ["1.1"]
+    assert np.array_equal(segments.mask(segments.ids["1.1"]), edited > 0)
+    segments.sync([])
+    segments.sync(findings[:1])
+    assert np.array_equal(segments.mask(segments.ids["1.1"]), edited > 0)
     assert np.array_equal(slicer.util.arrayFromSegmentBinaryLabelmap(theirs, their_id, node), drawn)
 
 
-def test_every_step_is_taken_back_and_made_again(scene: Any) -> None:
+def test_what_is_taken_away_comes_back_at_its_place(scene: Any) -> None:
     node = add_volume("oblique")
     frame = volume_of(node).require_frame()
-    found = Findings(node, frame)
-    masks = [blob(frame.shape, seed) for seed in range(3)]
-    ids = found.insert(
-        [region(mask, frame, label) for mask, label in zip(masks, ("liver", "spleen", "lesion"), strict=True)]
-    )
-    found.remove(ids[1])
-    assert found.ids == (ids[0], ids[2])
-    found.rename(ids[0], "Cyst")
-    assert found.node.GetSegmentation().GetSegment(ids[0]).GetName() == "Cyst"
-    assert found.undo()
-    assert found.node.GetSegmentation().GetSegment(ids[0]).GetName() == "liver"
-    assert found.undo()
-    assert found.ids == ids
-    assert all(np.array_equal(slicers_own(found, one, node), mask) for one, mask in zip(ids, masks, strict=True))
-    assert found.undo()
-    assert found.ids == ()
-    assert not found.undo()
-    assert found.redo()
-    assert found.redo()
-    assert found.redo()
-    assert not found.redo()
-    assert found.ids == (ids[0], ids[2])
-    assert found.node.GetSegmentation().GetSegment(ids[0]).GetName() == "Cyst"
+    segments = Segments(node, frame)
+    masks, findings = three(frame)
+    segments.sync(findings)
+    segments.sync([findings[0], findings[2]])
+    assert names(segments) == ["liver", "lesion"]
+    segments.sync(findings)
+    assert names(segments) == ["liver", "spleen", "lesion"]
+    for mask, one in zip(masks, findings, strict=True):
+        assert np.array_equal(slicers_own(segments, one.key, node), mask)
+
+
+def test_names_and_visibility_follow_the_conversation_and_a_persons_own_choice_stays(scene: Any) -> None:
+    node = add_volume("axial")
+    frame = volume_of(node).require_frame()
+    segments = Segments(node, frame)
+    _, findings = three(frame)
+    segments.sync(findings)
+    segmentation, display = segments.node.GetSegmentation(), segments.node.GetDisplayNode()
+    segmentation.GetSegment(segments.ids["1.2"]).SetName("my spleen")
+    display.SetSegmentVisibility(segments.ids["1.3"], False)
+    segments.sync([replace(findings[0], name="cyst", hidden=True), *findings[1:]])
+    assert names(segments) == ["cyst", "my spleen", "lesion"]
+    assert [bool(display.GetSegmentVisibility(one)) for one in segments.ids.values()] == [False, True, False]
+    segments.sync(findings)
+    assert names(segments) == ["liver", "my spleen", "lesion"]
+    assert [bool(display.GetSegmentVisibility(one)) for one in segments.ids.values()] == [True, True, False]
+
+
+def test_what_a_person_deleted_elsewhere_stays_deleted(scene: Any) -> None:
+    node = add_volume("axial")
+    frame = volume_of(node).require_frame()
+    segments = Segments(node, frame)
+    _, findings = three(frame)
+    segments.sync(findings[:2])
+    segments.node.GetSegmentation().RemoveSegment(segments.ids["1.1"])
+    segments.sync(findings)
+    assert names(segments) == ["spleen", "lesion"]
+    scene.RemoveNode(segments.node)
+    segments.sync(findings)
+    assert segments.node is None
+
+
+def test_one_segment_stands_out(scene: Any) -> None:
+    node = add_volume("axial")
+    frame = volume_of(node).require_frame()
+    segments = Segments(node, frame)
+    segments.sync(three(frame)[1])
+    display = segments.node.GetDisplayNode()
+    segments.emphasise(segments.ids["1.2"])
+    opacity = [display.GetSegmentOpacity2DFill(one) for one in segments.ids.values()]
+    assert opacity[1] > max(opacity[0], opacity[2])
+    segments.emphasise(None)
+    assert len({display.GetSegmentOpacity2DFill(one) for one in segments.ids.values()}) == 1
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
@@ -174,9 +220,9 @@ def test_measurements_are_those_of_the_whole_mask(scene: Any, name: str) -> None
     volume = volume_of(node)
     frame = volume.require_frame()
     mask = blob(frame.shape, 2)
-    found = Findings(node, frame)
-    (segment_id,) = found.insert([region(mask, frame)])
-    ours, whole = found.measured(segment_id), measure(mask, frame, values=volume.array)
+    segments = Segments(node, frame)
+    segments.sync([finding(mask, frame)])
+    ours, whole = segments.measured(segments.ids["1.1"]), measure(mask, frame, values=volume.array)
     assert ours.volume_mm3 == pytest.approx(whole.volume_mm3, rel=1e-9)
     assert ours.mean == pytest.approx(whole.mean, rel=1e-9)
     assert np.allclose(ours.centroid_lps, whole.centroid_lps)
@@ -186,35 +232,36 @@ def test_a_mask_of_another_grid_or_without_voxels_is_refused(scene: Any) -> None
     node = add_volume("axial")
     frame = volume_of(node).require_frame()
     other = volume_of(add_volume("oblique")).require_frame()
-    found = Findings(node, frame)
+    segments = Segments(node, frame)
+    good = finding(blob(frame.shape, 0), frame)
     with pytest.raises(InputError, match="grid"):
-        found.insert([region(blob(frame.shape, 0), frame), region(blob(frame.shape, 0), other)])
+        segments.sync([good, finding(blob(frame.shape, 0), other, key="1.2")])
     with pytest.raises(InputError, match="no voxels"):
-        found.insert([region(np.zeros(frame.shape, dtype=bool), frame)])
-    assert found.node is None
+        segments.sync([good, finding(np.zeros(frame.shape, dtype=bool), frame, key="1.2")])
+    assert segments.node is None
 
 
-def test_scene_and_conversation_come_back_from_a_saved_scene(scene: Any, tmp_path: Path) -> None:
+def test_segments_and_conversation_come_back_from_a_saved_scene(scene: Any, tmp_path: Path) -> None:
     node = add_volume("oblique")
     frame = volume_of(node).require_frame()
-    masks = [blob(frame.shape, seed) for seed in range(2)]
-    found = Findings(node, frame)
-    found.insert(
-        [region(mask, frame, label) for mask, label in zip(masks, ("liver", "spleen"), strict=True)],
-        {"Question": "Où?"},
-    )
+    masks, findings = three(frame)
+    Segments(node, frame).sync(findings, {"Question": "Où?"})
     memory.remember(node, "Wo ist die Leber? 肝臓 \U0001f600")
-    bundle = tmp_path / "scene.mrb"
-    for one in slicer.util.getNodesByClass("vtkMRMLStorableNode"):
+    for one in _nodes("vtkMRMLStorableNode"):
         one.AddDefaultStorageNode()
+    bundle = tmp_path / "scene.mrb"
     assert scene.WriteToMRB(str(bundle))
     scene.Clear(False)
     assert scene.ReadFromMRB(str(bundle))
-    (again,) = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
-    restored = Findings(again, volume_of(again).require_frame())
-    assert [restored.node.GetSegmentation().GetSegment(one).GetName() for one in restored.ids] == ["liver", "spleen"]
-    assert all(np.array_equal(restored.mask(one), mask) for one, mask in zip(restored.ids, masks, strict=True))
+    (again,) = _nodes("vtkMRMLScalarVolumeNode")
+    segments = Segments(again, volume_of(again).require_frame(), known=("1.1", "1.2", "1.3"))
+    assert names(segments) == list(LABELS)
     assert memory.remembered(again) == "Wo ist die Leber? 肝臓 \U0001f600"
-    restored.remove(restored.ids[0])
-    restored.undo()
-    assert np.array_equal(restored.mask(restored.ids[0]), masks[0])
+    segments.sync(findings[1:])
+    segments.sync(findings)
+    for mask, one in zip(masks, findings, strict=True):
+        assert np.array_equal(slicers_own(segments, one.key, again), mask)
+
+
+def _nodes(kind: str) -> Sequence[Any]:
+    return list(slicer.util.getNodesByClass(kind))
