@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from medsight_core.errors import InputError
 from medsight_core.events import Event, Progress
@@ -18,6 +18,9 @@ from medsight_core.regions import Prompt, Question
 if TYPE_CHECKING:
     from medsight_core.imaging.planes import Plane
     from medsight_core.imaging.volume import Volume
+
+PROTOCOL: Final = 1
+"""Version of what crosses between client and server; both ends must have the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

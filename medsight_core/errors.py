@@ -33,3 +33,20 @@ class InputError(MedSightError):
 
 class CheckpointError(MedSightError):
     """A model folder is missing, damaged or of the wrong kind."""
+
+
+class Busy(MedSightError):
+    """More is waiting than can be taken in.
+
+    Args:
+        retry_after: Seconds after which it is worth asking again.
+    """
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__(
+            "busy",
+            "The model is busy: as many questions are waiting as may wait.",
+            f"Ask again in {max(1, round(retry_after))} s.",
+        )
+        self.args = (retry_after,)  # what the error is made of anew between processes
+        self.retry_after = retry_after

@@ -328,12 +328,14 @@ class Provenance:
         digest: Digest of its checkpoint.
         settings: What generation was told (token limit, thresholds, device ...).
         timings: Seconds per step.
+        tokens: What the language model read ("prompt") and wrote ("completion"); empty where it was not asked.
     """
 
     model: str
     digest: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
+    tokens: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Ready for ``json.dumps``."""
@@ -342,6 +344,7 @@ class Provenance:
             "digest": self.digest,
             "settings": dict(self.settings),
             "timings": {name: round(seconds, 4) for name, seconds in self.timings.items()},
+            "tokens": dict(self.tokens),
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -100,7 +101,9 @@ def grey_scale(volume: Volume, k: int, window: str | tuple[float, float] | None 
     low, high = (float(v) for v in np.percentile(values, PERCENTILES))
     if high <= low:
         low, high = float(values.min()), float(values.max())
-    return GreyScale(low=low, high=high if high > low else low + 1.0, window=None, origin=origin)
+    # Beyond 2^53 a number plus 1 is the same number.
+    high = high if high > low else max(low + 1.0, math.nextafter(low, math.inf))
+    return GreyScale(low=low, high=high, window=None, origin=origin)
 
 
 def _chosen(window: str | tuple[float, float]) -> tuple[float, float]:

@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "output": {"values", "imaging"},
     "wire": {"values", "imaging"},
     "client": {"values", "imaging", "wire"},
-    "chat": {"values"},
+    "chat": {"values", "wire"},
     "mrml": {"values", "imaging", "chat"},
     "model": {"values", "imaging"},
     "inference": {"values", "imaging", "model"},

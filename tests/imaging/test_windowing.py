@@ -113,3 +113,8 @@ def test_info_tells_the_window_that_is_shown(
     assert (scale.window and scale.window[0], scale.origin) == (centre, origin)
     if told["width"] is not None:
         np.testing.assert_array_equal(display(shown, 0), display(shown, 0, window=(told["centre"], told["width"])))
+
+
+@pytest.mark.parametrize("value", [0.0, -1000.0, 1e17, -3e38])
+def test_a_flat_slice_has_a_grey_however_large_its_value(value: float) -> None:
+    assert len(np.unique(display(volume(np.full((4, 4), value, np.float32), modality="MR"), 0))) == 1
