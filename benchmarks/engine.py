@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config, ResNetConfig
 
 from medsight_core.errors import CheckpointError
 from medsight_core.inference.checkpoint import open_checkpoint
-from medsight_core.inference.decoding import decode
+from medsight_core.inference.decoding import Slots, Text, prefill
 from medsight_core.inference.grounding import decode_masks
 from medsight_core.inference.loading import load, quiet_loading
 from medsight_core.model import (
@@ -162,13 +162,17 @@ class Bench:
 
     def write(self, embeds: torch.Tensor, code_ids: frozenset[int] = frozenset()) -> list[list[int]]:
         """Our loop."""
-        texts: list[list[int]] = [[] for _ in embeds]
-        options: dict[str, Any] = {"max_new_tokens": self.tokens, "stop_ids": frozenset(), "code_ids": code_ids}
-        for step in decode(self.model, embeds, None, **options):
-            for text, token in zip(texts, step.tokens, strict=False):
-                if token is not None:
-                    text.append(token)
-        return texts
+        slots = Slots(self.model, stop_ids=frozenset(), code_ids=code_ids)
+        prompts = [prefill(self.model, one[None]) for one in embeds]
+        joined = slots.join(prompts, limits=[self.tokens] * len(prompts))
+        texts: dict[Text, list[int]] = {text: [] for text, _ in joined}
+        steps = [(text, step) for text, first in joined for step in first]
+        while steps:
+            for text, step in steps:
+                if step.token is not None:
+                    texts[text].append(step.token)
+            steps = slots.step()
+        return list(texts.values())
 
     def generate(self, embeds: torch.Tensor) -> list[list[int]]:
         """The library's loop."""

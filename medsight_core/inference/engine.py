@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from medsight_core.errors import CheckpointError, InputError
-from medsight_core.events import Done, Event, Progress, RegionFound, TextDelta, Warning, fold
+from medsight_core.events import Done, Event, fold
+from medsight_core.imaging.volume import Volume
+from medsight_core.inference.answering import Answering, Writing
 from medsight_core.inference.checkpoint import Checkpoint, open_checkpoint
-from medsight_core.inference.decoding import Step, decode, pad_left, stop_ids
+from medsight_core.inference.decoding import Slots, Step, stop_ids
 from medsight_core.inference.features import SliceFeatures
-from medsight_core.inference.grounding import decode_masks, ground
 from medsight_core.inference.inputs import InputMaker, Inputs
 from medsight_core.inference.loading import choose_device, load
-from medsight_core.inference.reply import Reading, Reply, Stopwatch
+from medsight_core.inference.perceiving import Perceived
+from medsight_core.inference.prefix import Prefixes
+from medsight_core.inference.reply import Reading, Reply, Stopwatch, finish
 from medsight_core.inference.transcript import Transcript
 from medsight_core.model import ImageFeatures, MedSightForConditionalGeneration, MedSightProcessor
-from medsight_core.model.vision import VisionFeatures
 from medsight_core.regions import Answer, Provenance, Question
 
 MAX_NEW_TOKENS = 256
@@ -62,10 +64,15 @@ class Engine:
         self._processor = processor
         self.features = SliceFeatures(model=self._model, processor=processor, device=self._device)
         """Slices that were looked at; shared by all that is asked of this engine."""
+        self.perceived = Perceived(model=self._model, features=self.features)
+        """What was seen on them, with what was drawn there."""
+        self.prefixes = Prefixes(model=self._model)
+        """Conversations that were read."""
         self._codes = processor.codes
         self._code_ids = frozenset(self._codes.token_ids.values())
         settings = model.generation_config
-        self._stop_ids = stop_ids(settings.eos_token_id, processor.tokenizer.eos_token_id)
+        self.stop_ids = stop_ids(settings.eos_token_id, processor.tokenizer.eos_token_id)
+        """Tokens that end an answer."""
         self._repetition_penalty = float(settings.repetition_penalty or 1.0)
         config = model.config
         longest = getattr(config.text_config, "max_position_embeddings", None)
@@ -77,7 +84,8 @@ class Engine:
             longest=longest,
         )
         # Codes that are decoded together depend on each other, so their masks have to wait for the last one.
-        self._together = config.mask_decoder == "perceiver" and config.joint_decoding
+        self.draws_together = config.mask_decoder == "perceiver" and config.joint_decoding
+        """Whether the masks of an answer are drawn at its end."""
 
     @property
     def model(self) -> MedSightForConditionalGeneration:
@@ -121,13 +129,21 @@ class Engine:
         model, processor = load(checkpoint, dtype=dtype)
         return cls(model=model, processor=processor, name=checkpoint.name, digest=checkpoint.digest, device=where)
 
-    def check(self, question: Question, *, max_new_tokens: int | None = None) -> None:
-        """Raises what `ask` would raise at once, without any work.
+    def make_ready(self, question: Question, *, max_new_tokens: int | None = None) -> Inputs:
+        """Checks a question and makes it ready to be answered, without any work of the model.
 
         Raises:
             InputError: See `ask`.
         """
-        self._inputs.make(question, max_new_tokens=self._limit(max_new_tokens))
+        return self._inputs.make(question, max_new_tokens=self._limit(max_new_tokens))
+
+    def check(self, question: Question, *, max_new_tokens: int | None = None) -> None:
+        """Raises what `ask` would raise at once.
+
+        Raises:
+            InputError: See `ask`.
+        """
+        self.make_ready(question, max_new_tokens=max_new_tokens)
 
     def ask(
         self, question: Question, *, cancel: threading.Event | None = None, max_new_tokens: int | None = None
@@ -146,9 +162,15 @@ class Engine:
         Raises:
             InputError: At once, before the first event: a prompt lies outside the slice, the text is too long ...
         """
-        limit = self._limit(max_new_tokens)
-        inputs = self._inputs.make(question, max_new_tokens=limit)
-        return (event for _, event in self._answer([inputs], cancel=cancel, limit=limit))
+        steps = self.steps(question, cancel=cancel, max_new_tokens=max_new_tokens)
+        return (event for event in steps if event is not None)
+
+    def steps(
+        self, question: Question, *, cancel: threading.Event | None = None, max_new_tokens: int | None = None
+    ) -> Iterator[Event | None]:
+        """As `ask`, a pass of the model at each step: None where it brought nothing to tell."""
+        answering = Answering(self, self.make_ready(question, max_new_tokens=max_new_tokens), cancel=cancel)
+        return (event for _, event in self._answer([answering]))
 
     def answer(self, question: Question, *, max_new_tokens: int | None = None) -> Answer:
         """The whole answer to one question; see `ask`."""
@@ -158,18 +180,17 @@ class Engine:
         """Answers to several questions, in their order, faster than one by one.
 
         Questions about the same slice look at it once. What else is in the batch changes an answer by no more than the
-        rounding of floating-point sums. Timings of an answer are those of its whole batch.
+        rounding of floating-point sums. A step of the decode loop counts in the timings of all answers that it went on.
         """
-        limit = self._limit(max_new_tokens)
-        inputs = [self._inputs.make(question, max_new_tokens=limit) for question in questions]
+        begun = [Answering(self, self.make_ready(question, max_new_tokens=max_new_tokens)) for question in questions]
         answers: list[Answer] = []
-        for start in range(0, len(inputs), LARGEST_BATCH):
-            part = inputs[start : start + LARGEST_BATCH]
-            done: dict[int, Answer] = {}
-            for row, event in self._answer(part, cancel=None, limit=limit):
+        for start in range(0, len(begun), LARGEST_BATCH):
+            part = begun[start : start + LARGEST_BATCH]
+            done: dict[Answering, Answer] = {}
+            for answering, event in self._answer(part):
                 if isinstance(event, Done):
-                    done[row] = event.answer
-            answers += [done[row] for row in range(len(part))]
+                    done[answering] = event.answer
+            answers += [done[answering] for answering in part]
         return answers
 
     def read(
@@ -188,37 +209,65 @@ class Engine:
             cancel: When it is set, the texts end after the token that is being written.
             max_new_tokens: Where a longer text is cut off.
         """
-        limit = self._limit(max_new_tokens)
-        inputs = [self._inputs.make(question, max_new_tokens=limit) for question in questions]
+        return finish(self.reading(questions, features, cancel=cancel, max_new_tokens=max_new_tokens))
+
+    def reading(
+        self,
+        questions: Sequence[Question],
+        features: Sequence[ImageFeatures],
+        *,
+        cancel: threading.Event | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Generator[None, None, list[Reading]]:
+        """As `read`, a pass of the language model at each step."""
+        inputs = [self.make_ready(question, max_new_tokens=max_new_tokens) for question in questions]
         readings: list[Reading] = []
         for start in range(0, len(inputs), LARGEST_BATCH):
             part = inputs[start : start + LARGEST_BATCH]
-            embeds, mask = self._embed(part, features[start : start + LARGEST_BATCH])
-            replies = [self._reply() for _ in part]
-            for step in self._steps(embeds, mask, cancel=cancel, limit=limit):
-                for row, reply in enumerate(replies):
-                    reply.note(step, row)
-                    deque(reply.read(step, row), maxlen=0)
-            for made, reply in zip(part, replies, strict=True):
-                readings.append(reply.reading(made, limit))
+            prompts = []
+            for made, seen in zip(part, features[start : start + LARGEST_BATCH], strict=True):
+                # Slices of a whole volume would crowd out what somebody works on.
+                prompts.append((yield from self.prefixes.prefill(made, self.embed(made, seen), remember=False)))
+            replies = [self.reply() for _ in part]
+            slots = self.slots()
+            joined = slots.join(prompts, limits=[made.limit for made in part])
+            owners = {text: reply for (text, _), reply in zip(joined, replies, strict=True)}
+            steps = [(text, step) for text, first in joined for step in first]
+            while steps:
+                for text, step in steps:
+                    owners[text].note(step)
+                    deque(owners[text].read(step), maxlen=0)
+                yield
+                steps = [] if cancel is not None and cancel.is_set() else slots.step()
+            readings += [reply.reading(made) for made, reply in zip(part, replies, strict=True)]
         return readings
 
-    def _reply(self) -> Reply:
+    def reply(self) -> Reply:
+        """An empty reply of this model."""
         return Reply(transcript=Transcript(tokenizer=self._processor.tokenizer.backend_tokenizer, codes=self._codes))
 
-    def _steps(
-        self, embeds: torch.Tensor, mask: torch.Tensor, *, cancel: threading.Event | None, limit: int
-    ) -> Iterator[Step]:
-        return decode(
+    def slots(self) -> Slots:
+        """An empty decode loop of this model."""
+        return Slots(
             self._model,
-            embeds,
-            mask,
-            max_new_tokens=limit,
-            stop_ids=self._stop_ids,
+            stop_ids=self.stop_ids,
             code_ids=self._code_ids,
             repetition_penalty=self._repetition_penalty,
-            cancel=cancel,
         )
+
+    def forget(self, volume: Volume) -> None:
+        """Lets go of all that is kept of a volume."""
+        self.features.forget(volume)
+        self.perceived.memory.forget(volume)
+        self.prefixes.memory.forget(volume)
+
+    def clear(self) -> None:
+        """Lets go of all that is kept between questions."""
+        self.features.clear()
+        self.perceived.memory.clear()
+        self.prefixes.memory.clear()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _limit(self, max_new_tokens: int | None) -> int:
         limit = self._max_new_tokens if max_new_tokens is None else max_new_tokens
@@ -226,111 +275,44 @@ class Engine:
             raise InputError("bad_limit", f"An answer may have 1 token or more, got max_new_tokens={limit}.")
         return limit
 
-    def _answer(
-        self, inputs: Sequence[Inputs], *, cancel: threading.Event | None, limit: int
-    ) -> Iterator[tuple[int, Event]]:
-        """The events of every question of a batch, each with its row."""
-        watch = Stopwatch("encode", "prefill", "decode", "masks")
-        replies = [self._reply() for _ in inputs]
-        for row, made in enumerate(inputs):
-            yield row, Progress(0, 2, "Looking at the image")
-            yield from ((row, Warning(sentence)) for sentence in replies[row].warn(*made.warnings))
-        with watch("encode"):
-            features = self._look(inputs)
-            embeds, mask = self._embed(inputs, features)
-        for row in range(len(inputs)):
-            yield row, Progress(1, 2, "Reading the question")
-        steps = self._steps(embeds, mask, cancel=cancel, limit=limit)
-        name = "prefill"
-        while True:
-            with watch(name):
-                step = next(steps, None)
-            if step is None:
-                break
-            if name == "prefill":
-                name = "decode"
-                for row in range(len(inputs)):
-                    yield row, Progress(2, 2, "Answering")
-            for row, reply in enumerate(replies):
-                # The words that a step brings come behind the masks of the codes that the step before wrote.
-                reply.note(step, row)
-                if not self._together:
-                    yield from self._draw(row, inputs[row], reply, features[row], watch)
-                yield from ((row, TextDelta(text)) for text in reply.read(step, row))
-        for row, reply in enumerate(replies):
-            yield from ((row, TextDelta(text)) for text in reply.transcript.finish())
-            yield from self._draw(row, inputs[row], reply, features[row], watch)
-            stopped = cancel is not None and cancel.is_set()
-            yield from ((row, Warning(sentence)) for sentence in reply.warn(*reply.cut_off(limit, stopped=stopped)))
-        for row, reply in enumerate(replies):
-            yield row, Done(reply.answer(self._provenance(limit, watch)))
+    def _answer(self, answerings: Sequence[Answering]) -> Iterator[tuple[Answering, Event | None]]:
+        """The events of several questions, each with whose it is."""
+        writing = Writing(self.slots())
+        prompts = []
+        for answering in answerings:
+            preparing = answering.prepare()
+            while True:
+                if answering.stopped:
+                    yield from ((answering, event) for event in answering.take(Step(last=True)))
+                    break
+                try:
+                    event = next(preparing)
+                except StopIteration as end:
+                    prompts.append((answering, end.value))
+                    break
+                yield answering, event
+        steps = writing.join(prompts)
+        while steps:
+            for answering, step in steps:
+                yield from ((answering, event) for event in answering.take(step))
+            steps = writing.step()
 
     @torch.inference_mode()
-    def _look(self, inputs: Sequence[Inputs]) -> list[ImageFeatures]:
-        """Features for each question. A slice is encoded once, and perceived once for each set of prompts on it.
+    def embed(self, made: Inputs, features: ImageFeatures) -> torch.Tensor:
+        """The prompt of a question `(1, length, hidden)`.
 
-        Images go through the encoder one at a time, so that what is seen cannot depend on the rest of the batch; one
-        image is work enough to fill a device.
+        Raises:
+            CheckpointError: bad_processor.
         """
-        core, dtype = self._model.model, self._model.dtype
-        seen: dict[tuple[int, int], VisionFeatures] = {}
-        perceived: dict[tuple[int, int, bytes | None], ImageFeatures] = {}
-        features = []
-        for made in inputs:
-            slice_key = (id(made.question.volume), made.question.slice_index)
-            key = (*slice_key, None if made.raster is None else made.raster.tobytes())
-            if key not in perceived:
-                if slice_key not in seen:
-                    pixels = made.pixels(self._processor)[None]
-                    seen[slice_key] = core.vision(pixels.to(device=self._device, dtype=dtype))
-                raster = None if made.raster is None else torch.from_numpy(made.raster)[None].to(self._device)
-                perceived[key] = core.perceive(seen[slice_key], raster)
-            features.append(perceived[key])
-        return features
-
-    @torch.inference_mode()
-    def _embed(self, inputs: Sequence[Inputs], features: Sequence[ImageFeatures]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The prompts of a batch, padded on the left, and their attention mask."""
         try:
-            rows = [
-                self._model.model.embed(made.input_ids[None].to(self._device), seen)[0]
-                for made, seen in zip(inputs, features, strict=True)
-            ]
+            embeds: torch.Tensor = self._model.model.embed(made.input_ids[None].to(self._device), features)
         except ValueError as error:
             raise CheckpointError(
                 "bad_processor",
                 f"The checkpoint {self.name} contradicts itself: {error}.",
                 "Its processor_config.json and config.json do not belong together; copy both from the same checkpoint.",
             ) from error
-        return pad_left(rows)
-
-    def _draw(
-        self, row: int, made: Inputs, reply: Reply, features: ImageFeatures, watch: Stopwatch
-    ) -> Iterator[tuple[int, Event]]:
-        """Masks of the codes of a reply that have none yet."""
-        if not reply.codes:
-            return
-        codes, reply.codes = reply.codes, []
-        with watch("masks"):
-            logits = decode_masks(self._model, [code.state for code in codes], features)
-        for code, drawn in zip(codes, logits, strict=True):
-            mention = reply.transcript.mentions[reply.drawn]
-            reply.drawn += 1
-            with watch("masks"):
-                region = ground(
-                    drawn,
-                    mention=mention,
-                    probability=code.probability,
-                    transform=made.transform,
-                    slice_index=made.question.slice_index,
-                    frame=made.frame,
-                )
-            if region is None:
-                sentence = f'The answer points at "{mention.label}" ({mention.code}), but its mask is empty.'
-                yield from ((row, Warning(said)) for said in reply.warn(sentence))
-            else:
-                reply.regions.append(region)
-                yield row, RegionFound(region)
+        return embeds
 
     def settings(self, max_new_tokens: int | None = None) -> dict[str, Any]:
         """How answers are made, for their provenance."""
@@ -345,10 +327,12 @@ class Engine:
             "dtype": str(self._model.dtype).removeprefix("torch."),
         }
 
-    def _provenance(self, limit: int, watch: Stopwatch) -> Provenance:
+    def provenance(self, limit: int, watch: Stopwatch, tokens: Mapping[str, int]) -> Provenance:
+        """Of an answer that may have had ``limit`` tokens, had ``tokens``, and took as long as ``watch`` says."""
         return Provenance(
             model=self.name,
             digest=self.digest,
             settings=self.settings(limit),
             timings={**watch.seconds, "total": sum(watch.seconds.values())},
+            tokens=tokens,
         )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from medsight_core.codes import CODE_PATTERN
@@ -33,6 +35,8 @@ class Inputs:
         transform: From the slice's grid to the model's input grid.
         raster: What was drawn, on the model's grid `(channels, size, size)`; None without prompts.
         input_ids: The conversation `(length,)`.
+        cuts: Where it falls into pieces that are read by themselves: behind the image, behind each earlier question.
+        limit: New tokens at which an answer is cut off.
         warnings: What had to be left out, and what to beware of.
     """
 
@@ -40,7 +44,15 @@ class Inputs:
     transform: GridTransform
     raster: np.ndarray | None
     input_ids: Tensor
+    cuts: tuple[int, ...]
+    limit: int
     warnings: tuple[str, ...]
+
+    @property
+    def looks_at(self) -> bytes:
+        """What tells the picture with what was drawn on it from others of the same volume."""
+        drawn = b"" if self.raster is None else hashlib.sha256(self.raster.tobytes()).digest()
+        return self.question.slice_index.to_bytes(8, "big") + drawn
 
     @property
     def frame(self) -> Frame:
@@ -102,6 +114,7 @@ class InputMaker:
         self._reads_prompts = reads_prompts
         self._prompt_placeholder = prompt_placeholder
         self._longest = longest
+        self._image_id = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
         special = set(processor.tokenizer.get_added_vocab()) | set(processor.tokenizer.all_special_tokens)
         self._words = defuser(special)
         # The model's own earlier answers keep their codes and markup.
@@ -117,29 +130,51 @@ class InputMaker:
         """
         transform = slice_transform(self._processor, question.volume.slice_frame(question.slice_index))
         raster = self._raster(question, transform) if question.prompts else None
-        input_ids, dropped = self._tokens(question, max_new_tokens)
+        input_ids, cuts, dropped = self._tokens(question, max_new_tokens)
         warnings = turned_warning(question.volume, question.slice_index)
         if dropped:
             turns = "turn" if dropped == 1 else f"{dropped} turns"
             warnings += (f"The conversation has grown too long for the model; its first {turns} went unread.",)
-        return Inputs(question=question, transform=transform, raster=raster, input_ids=input_ids, warnings=warnings)
+        return Inputs(
+            question=question,
+            transform=transform,
+            raster=raster,
+            input_ids=input_ids,
+            cuts=cuts,
+            limit=max_new_tokens,
+            warnings=warnings,
+        )
 
-    def _tokens(self, question: Question, max_new_tokens: int) -> tuple[Tensor, int]:
-        """The conversation, without its oldest turns where it would not fit."""
+    def _tokens(self, question: Question, max_new_tokens: int) -> tuple[Tensor, tuple[int, ...], int]:
+        """The conversation, its cuts, and how many of its oldest turns were left out because it would not fit."""
         history = [(self._words(asked), self._earlier(answered)) for asked, answered in question.history]
         asked = self._words(question.text.strip())
         prompted = bool(question.prompts) and self._prompt_placeholder
         for dropped in range(len(history) + 1):
-            text = self._processor.chat(asked, history=history[dropped:], prompted=prompted)
-            input_ids = self._processor(text=text)["input_ids"][0]
+            input_ids = self._read(asked, history[dropped:], prompted=prompted)
             if self._longest is None or len(input_ids) + max_new_tokens <= self._longest:
-                return input_ids, dropped
+                return input_ids, self._cuts(input_ids, history[dropped:]), dropped
         raise InputError(
             "question_too_long",
             f"The question needs {len(input_ids)} tokens with its image and leaves no room for an answer of "
             f"{max_new_tokens}; the model reads {self._longest} in all.",
             "Ask in fewer words.",
         )
+
+    def _read(self, asked: str, history: Sequence[tuple[str, str]], *, prompted: bool) -> Tensor:
+        text = self._processor.chat(asked, history=history, prompted=prompted)
+        input_ids: Tensor = self._processor(text=text)["input_ids"][0]
+        return input_ids
+
+    def _cuts(self, input_ids: Tensor, history: Sequence[tuple[str, str]]) -> tuple[int, ...]:
+        """Behind the image, and where each earlier question was answered: so far the conversation was read before."""
+        image = (input_ids == self._image_id).nonzero()
+        cuts = {int(image[-1]) + 1} if len(image) else set()
+        for turn, (asked, _) in enumerate(history):
+            earlier = self._read(asked, history[:turn], prompted=False)
+            if torch.equal(input_ids[: len(earlier)], earlier):
+                cuts.add(len(earlier))
+        return tuple(sorted(cuts - {len(input_ids)}))
 
     def _raster(self, question: Question, transform: GridTransform) -> np.ndarray:
         if not self._reads_prompts:

@@ -56,6 +56,17 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def share_device(name: str, number: int) -> str:
+    """The device for one of several processes: where there are several GPUs and none is named, each gets its turn.
+
+    Args:
+        name: As `choose_device` takes it.
+        number: Of the process, from 0.
+    """
+    count = torch.cuda.device_count() if name in ("auto", "cuda") else 0
+    return f"cuda:{number % count}" if count > 1 else name
+
+
 def read_config(checkpoint: Checkpoint) -> MedSightConfig:
     """The configuration of a checkpoint.
 

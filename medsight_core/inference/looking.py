@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from medsight_core.imaging.planes import Plane, Reformatted
 from medsight_core.imaging.volume import Volume
-from medsight_core.inference.features import SliceFeatures, size_of
+from medsight_core.inference.features import SliceFeatures
+from medsight_core.inference.memory import size_of
 from medsight_core.model import ImageFeatures, MedSightForConditionalGeneration
 from medsight_core.model.vision import VisionFeatures
 
@@ -43,6 +44,11 @@ class Looked:
     def is_of(self, volume: Volume, plane: Plane) -> bool:
         """Whether it is about this scan in this plane."""
         return self.cut.original is volume and self.cut.plane == plane
+
+    def let_go(self) -> None:
+        """Lets go of the features; where they are needed after all, the slices are looked at again."""
+        self.features.clear()
+        self.bytes = 0
 
     def make_room(self, slices: range, budget: int) -> None:
         """Lets go of the features of other slices where, with those of ``slices``, they would exceed the budget."""

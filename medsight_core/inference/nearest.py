@@ -41,5 +41,6 @@ def nearest_code(
     else:
         group = int(codebook.modality_predictor(vision.summary)[0].argmax())
     index = codebook(query[None, None], torch.tensor([group], device=query.device)).index
-    names = [processor.codes.name(code) for code in processor.codes]
+    codes = processor.codes  # made anew from the vocabulary each time
+    names = [codes.name(code) for code in codes]
     return names[group * config.codes_per_group + int(index[0, 0])]

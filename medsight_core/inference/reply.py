@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from medsight_core.inference.decoding import Step, WrittenCode
 from medsight_core.inference.inputs import Inputs
 from medsight_core.inference.transcript import Mention, Transcript
 from medsight_core.regions import Answer, Provenance, Question, Region
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -25,6 +29,7 @@ class Reading:
         mentions: Its region codes with their words.
         codes: The same codes with the states that masks are decoded from.
         warnings: Plain sentences that belong beside it.
+        tokens: Read and written; see `Provenance`.
     """
 
     question: Question
@@ -33,6 +38,7 @@ class Reading:
     mentions: tuple[Mention, ...]
     codes: tuple[WrittenCode, ...]
     warnings: tuple[str, ...]
+    tokens: Mapping[str, int]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -45,6 +51,7 @@ class Reply:
         drawn: How many codes of the transcript are drawn.
         regions: What was drawn.
         warnings: What was said beside it.
+        written: Tokens so far.
         ended: The model ended it itself.
     """
 
@@ -53,6 +60,7 @@ class Reply:
     drawn: int = 0
     regions: list[Region] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    written: int = 0
     ended: bool = False
 
     def warn(self, *sentences: str) -> list[str]:
@@ -61,18 +69,20 @@ class Reply:
         self.warnings += new
         return new
 
-    def note(self, step: Step, row: int) -> None:
-        """Takes the codes of a step of the decode loop that belong to this row; they go with the words before."""
-        self.codes += [code for code in step.codes if code.row == row]
+    def note(self, step: Step) -> None:
+        """Takes the codes of a step of the decode loop; they go with the words before."""
+        self.codes += step.codes
 
-    def read(self, step: Step, row: int) -> Iterator[str]:
-        """Takes the token of a step in this row; yields text for the reader."""
-        if step.tokens:
-            token = step.tokens[row]
-            if token is None:
-                self.ended = True
-            else:
-                yield from self.transcript.feed(token)
+    def read(self, step: Step) -> Iterator[str]:
+        """Takes the token of a step; yields text for the reader."""
+        self.ended = self.ended or step.ended
+        if step.token is not None:
+            self.written += 1
+            yield from self.transcript.feed(step.token)
+
+    def tokens(self, made: Inputs) -> dict[str, int]:
+        """How many were read and written; see `Provenance`."""
+        return {"prompt": len(made.input_ids), "completion": self.written}
 
     def cut_off(self, limit: int, *, stopped: bool) -> Iterator[str]:
         """The sentence about an answer that did not end by itself."""
@@ -80,10 +90,10 @@ class Reply:
             why = "stopped before it was complete" if stopped else f"cut off after {limit} tokens"
             yield f"The answer was {why}."
 
-    def reading(self, made: Inputs, limit: int) -> Reading:
+    def reading(self, made: Inputs) -> Reading:
         """The text as it stands, ended."""
         deque(self.transcript.finish(), maxlen=0)
-        sentences = (*made.warnings, *self.cut_off(limit, stopped=False))
+        sentences = (*made.warnings, *self.cut_off(made.limit, stopped=False))
         return Reading(
             question=made.question,
             text=self.transcript.text,
@@ -91,6 +101,7 @@ class Reply:
             mentions=tuple(self.transcript.mentions),
             codes=tuple(self.codes),
             warnings=tuple(dict.fromkeys(sentences)),
+            tokens=self.tokens(made),
         )
 
     def answer(self, provenance: Provenance) -> Answer:
@@ -102,6 +113,16 @@ class Reply:
             warnings=tuple(self.warnings),
             provenance=provenance,
         )
+
+
+def finish(work: Generator[object, None, Made]) -> Made:
+    """Takes all steps of a piece of work at once; gives what it made."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            made: Made = end.value
+            return made
 
 
 class Stopwatch:
@@ -122,3 +143,14 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] += time.perf_counter() - start
+
+    def over(self, name: str, work: Generator[Given, None, Made]) -> Generator[Given, None, Made]:
+        """Times what a generator does between its steps, which it passes on."""
+        while True:
+            with self(name):
+                try:
+                    given = next(work)
+                except StopIteration as end:
+                    made: Made = end.value
+                    return made
+            yield given

@@ -274,7 +274,8 @@ class MedSightModel(MedSightPreTrainedModel):
             height, width = features.regions.mask_logits.shape[-2:]
             return queries.new_zeros(0, height, width)
         if self.config.mask_decoder == "head":
-            pixels = features.regions.pixels[image_index]
+            pixels = features.regions.pixels
+            pixels = pixels.expand(len(queries), -1, -1, -1) if len(pixels) == 1 else pixels[image_index]
             return self.perceiver.segmentation_cls_head.masks(queries[:, None], pixels)[:, 0]
         return self.decode_queries(queries, features, image_index)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from medsight_core.inference.checkpoint import open_checkpoint
-from medsight_core.inference.decoding import WrittenCode, decode, pad_left
+from medsight_core.inference.decoding import Slots, Step, Text, WrittenCode, prefill
 from medsight_core.inference.loading import load
 from medsight_core.model import MedSightForConditionalGeneration
 
@@ -32,20 +31,47 @@ def prompts(lengths: list[int]) -> list[torch.Tensor]:
     return [torch.randn(length, 32, generator=generator) for length in lengths]
 
 
+def pad_left(prompts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts as the library takes them: one batch with zeros on the left, and its attention mask."""
+    longest = max(map(len, prompts))
+    padding = [longest - len(prompt) for prompt in prompts]
+    embeds = [torch.cat((prompt.new_zeros(n, 32), prompt)) for n, prompt in zip(padding, prompts, strict=True)]
+    mask = [[0] * n + [1] * (longest - n) for n in padding]
+    return torch.stack(embeds), torch.tensor(mask)
+
+
+def begin(
+    model: MedSightForConditionalGeneration,
+    together: list[torch.Tensor],
+    *,
+    max_new_tokens: int = NEW,
+    stop_ids: frozenset[int] | set[int] = frozenset(),
+    **options,
+) -> tuple[Slots, list[Text], list[tuple[Text, Step]]]:
+    """A loop with texts in it, and their first steps."""
+    slots = Slots(model, stop_ids=stop_ids, **options)
+    read = [prefill(model, prompt[None]) for prompt in together]
+    joined = slots.join(read, limits=[max_new_tokens] * len(read))
+    return slots, [text for text, _ in joined], [(text, step) for text, steps in joined for step in steps]
+
+
 def collect(
-    model: MedSightForConditionalGeneration, embeds: torch.Tensor, mask: torch.Tensor | None = None, **options
-) -> tuple[list[list[int]], list[WrittenCode]]:
-    """Runs the loop to its end."""
-    options = {"max_new_tokens": NEW, "stop_ids": frozenset()} | options
-    texts: list[list[int]] = [[] for _ in embeds]
-    codes: list[WrittenCode] = []
-    for step in decode(model, embeds, mask, **options):
-        codes += step.codes
-        assert len(step.tokens) in (0, len(texts))
-        for text, token in zip(texts, step.tokens, strict=False):
-            if token is not None:
-                text.append(token)
-    return texts, codes
+    model: MedSightForConditionalGeneration, together: list[torch.Tensor], **options
+) -> tuple[list[list[int]], list[list[WrittenCode]]]:
+    """Runs the loop to its end: tokens and codes of each text."""
+    slots, texts, steps = begin(model, together, **options)
+    tokens: dict[Text, list[int]] = {text: [] for text in texts}
+    codes: dict[Text, list[WrittenCode]] = {text: [] for text in texts}
+    over: set[Text] = set()
+    while steps:
+        for text, step in steps:
+            assert text not in over, "nothing comes behind the last step"
+            codes[text] += step.codes
+            tokens[text] += [] if step.token is None else [step.token]
+            over |= {text} if step.last else set()
+        steps = slots.step()
+    assert over == set(texts) and not len(slots)
+    return [tokens[text] for text in texts], [codes[text] for text in texts]
 
 
 def generate(
@@ -64,9 +90,8 @@ def code_ids(model: MedSightForConditionalGeneration) -> frozenset[int]:
 
 @pytest.mark.parametrize("lengths", [[13], [9, 9], [5, 17, 11, 1]])
 def test_the_same_tokens_as_the_library(model: MedSightForConditionalGeneration, lengths: list[int]) -> None:
-    embeds, mask = pad_left(prompts(lengths))
-    ours, _ = collect(model, embeds, mask, code_ids=code_ids(model))
-    assert ours == generate(model, embeds, mask)
+    ours, _ = collect(model, prompts(lengths), code_ids=code_ids(model))
+    assert ours == generate(model, *pad_left(prompts(lengths)))
     assert len({token for text in ours for token in text}) > 4, "a model that repeats itself proves nothing"
 
 
@@ -74,19 +99,19 @@ def test_the_same_tokens_as_the_library(model: MedSightForConditionalGeneration,
 def test_the_same_tokens_as_the_library_with_a_repetition_penalty(model: MedSightForConditionalGeneration) -> None:
     """One by one: in a padded batch of embeddings the library leaves as many new tokens out as there is padding."""
     together = prompts([5, 17, 11, 1])
-    ours, _ = collect(model, *pad_left(together), repetition_penalty=1.3)
+    ours, _ = collect(model, together, repetition_penalty=1.3)
     for prompt, text in zip(together, ours, strict=True):
         whole = torch.ones(1, len(prompt), dtype=torch.long)
         assert [text] == generate(model, prompt[None], whole, repetition_penalty=1.3)
-    assert ours != collect(model, *pad_left(together))[0]
+    assert ours != collect(model, together)[0]
 
 
 def test_texts_end_where_the_library_ends_them(model: MedSightForConditionalGeneration) -> None:
-    embeds, mask = pad_left(prompts([5, 17, 11]))
-    whole, _ = collect(model, embeds, mask)
+    together = prompts([5, 17, 11])
+    whole, _ = collect(model, together)
     stops = {whole[0][3], whole[2][7]}
-    ours, _ = collect(model, embeds, mask, stop_ids=stops)
-    library = generate(model, embeds, mask, eos_token_id=sorted(stops))
+    ours, _ = collect(model, together, stop_ids=stops)
+    library = generate(model, *pad_left(together), eos_token_id=sorted(stops))
     assert len({len(text) for text in ours}) > 1
     for text, theirs in zip(ours, library, strict=True):
         end = next((i for i, token in enumerate(theirs) if token in stops), len(theirs))
@@ -95,9 +120,9 @@ def test_texts_end_where_the_library_ends_them(model: MedSightForConditionalGene
 
 def test_padding_does_not_change_a_text(model: MedSightForConditionalGeneration) -> None:
     together = prompts([5, 17, 11, 1])
-    batched, _ = collect(model, *pad_left(together))
+    batched, _ = collect(model, together)
     for prompt, text in zip(together, batched, strict=True):
-        assert collect(model, prompt[None])[0] == [text]
+        assert collect(model, [prompt])[0] == [text]
 
 
 def passed_once(
@@ -113,10 +138,9 @@ def passed_once(
 def check_states(model: MedSightForConditionalGeneration, stop_ids: frozenset[int] = frozenset()) -> None:
     together = prompts([5, 17, 11])
     codes_of = code_ids(model)
-    texts, codes = collect(model, *pad_left(together), code_ids=codes_of, stop_ids=stop_ids)
+    texts, codes = collect(model, together, code_ids=codes_of, stop_ids=stop_ids)
     counts = []
-    for row, (prompt, text) in enumerate(zip(together, texts, strict=True)):
-        mine = [code for code in codes if code.row == row]
+    for prompt, text, mine in zip(together, texts, codes, strict=True):
         places = [i for i, token in enumerate(text) if token in codes_of]
         assert [code.position for code in mine] == places
         assert [code.token_id for code in mine] == [text[i] for i in places]
@@ -143,7 +167,7 @@ def test_states_before_the_codes_equal_those_of_one_pass(model: MedSightForCondi
 
 
 def test_states_do_not_depend_on_when_other_texts_end(model: MedSightForConditionalGeneration) -> None:
-    texts, _ = collect(model, *pad_left(prompts([5, 17, 11])))
+    texts, _ = collect(model, prompts([5, 17, 11]))
     plain = next(token for token in texts[1][4:] if token not in code_ids(model))
     check_states(model, frozenset({plain}))
 
@@ -154,9 +178,9 @@ def test_a_code_as_the_very_last_token_has_its_state(
 ) -> None:
     monkeypatch.setattr(model.config, "code_state", state)
     (prompt,) = prompts([9])
-    (text,), _ = collect(model, prompt[None])
+    (text,), _ = collect(model, [prompt])
     last = next(i for i, token in enumerate(text) if token in code_ids(model))
-    (cut,), codes = collect(model, prompt[None], code_ids=code_ids(model), max_new_tokens=last + 1)
+    (cut,), (codes,) = collect(model, [prompt], code_ids=code_ids(model), max_new_tokens=last + 1)
     assert cut == text[: last + 1]
     hidden, _ = passed_once(model, prompt, cut)
     place = len(prompt) + last - (state == "before")
@@ -165,31 +189,6 @@ def test_a_code_as_the_very_last_token_has_its_state(
 
 
 def test_without_codes_nothing_is_kept(model: MedSightForConditionalGeneration) -> None:
-    texts, codes = collect(model, *pad_left(prompts([5, 17])))
-    assert not codes
+    texts, codes = collect(model, prompts([5, 17]))
+    assert codes == [[], []]
     assert [len(text) for text in texts] == [NEW, NEW]
-
-
-def test_cancel_ends_the_loop_before_the_next_token(model: MedSightForConditionalGeneration) -> None:
-    cancel = threading.Event()
-    (prompt,) = prompts([9])
-    steps = 0
-    for step in decode(
-        model, prompt[None], max_new_tokens=NEW, stop_ids=frozenset(), code_ids=code_ids(model), cancel=cancel
-    ):
-        steps += bool(step.tokens)
-        if steps == 3:
-            cancel.set()
-    assert steps == 3
-
-
-def test_loops_do_not_mix_and_leave_no_mode_behind(model: MedSightForConditionalGeneration) -> None:
-    first, second = prompts([9, 14])
-    alone = [collect(model, prompt[None])[0][0] for prompt in (first, second)]
-    texts: list[list[int]] = [[], []]
-    loops = [decode(model, prompt[None], max_new_tokens=NEW, stop_ids=frozenset()) for prompt in (first, second)]
-    for steps in zip(*loops, strict=True):
-        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-        for text, step in zip(texts, steps, strict=True):
-            text += [token for token in step.tokens if token is not None]
-    assert texts == alone

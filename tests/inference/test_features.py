@@ -12,7 +12,8 @@ import torch
 from medsight_core.errors import InputError
 from medsight_core.imaging.volume import Volume
 from medsight_core.inference.engine import Engine
-from medsight_core.inference.features import SliceFeatures, size_of
+from medsight_core.inference.features import SliceFeatures
+from medsight_core.inference.memory import size_of
 from medsight_core.model.vision import VisionFeatures
 from tests.inference.tiny import stack
 

@@ -112,10 +112,10 @@ def save_tiny(folder: Path, *, vision: str = "resnet", tied: bool = False, half:
 
 
 class ScriptedHead(nn.Module):
-    """Writes what it is told: row by row, a token at each call.
+    """Writes what it is told: a token at each call in each text that is still under way.
 
     Args:
-        scripts: Token ids of each row of the batch.
+        scripts: Token ids of each text, in the order in which the texts begin; all of them begin together.
         vocab_size: Of the model.
         stop: Written when a script is over.
     """
@@ -128,9 +128,11 @@ class ScriptedHead(nn.Module):
         self.calls = 0
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Logits `(batch, vocabulary)`."""
+        """Logits `(texts, vocabulary)`; a text that ended is not among them any more."""
+        going = [script for script in self.scripts if len(script) >= self.calls]
+        assert len(hidden) == len(going)
         logits = hidden.new_zeros(len(hidden), self.out_features)
-        for row, script in enumerate(self.scripts):
+        for row, script in enumerate(going):
             logits[row, script[self.calls] if self.calls < len(script) else self.stop] = 20.0
         self.calls += 1
         return logits
