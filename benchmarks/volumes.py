@@ -11,51 +11,22 @@ is drawn. Two things are timed in turns, as in `engine.py`.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import resource
 import statistics
-import tempfile
 import threading
 import time
-from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
-from engine import CLOCKS, QUESTION, Figure, in_turns, random_mini, table
+from common import bright_ct, checkpoint, machine, options, show
+from engine import CLOCKS, QUESTION, Figure, in_turns
 
-from medsight_core.errors import CheckpointError
 from medsight_core.events import Failed, fold
-from medsight_core.geometry import Frame
-from medsight_core.imaging.volume import Source, Volume, open_volume
-from medsight_core.inference.checkpoint import open_checkpoint
+from medsight_core.imaging.volume import Volume, open_volume
 from medsight_core.inference.engine import Engine
 from medsight_core.inference.looking import Looker
 from medsight_core.inference.volumes import VolumeEngine
 from medsight_core.regions import Answer
-
-SIDE = 512
-
-
-def ellipsoid(slices: int) -> Volume:
-    """A CT with something bright in it."""
-    rng = np.random.default_rng(0)
-    z, y, x = np.ogrid[:slices, :SIDE, :SIDE]
-    inside = ((z - slices / 2) / (0.4 * slices)) ** 2 + ((y - 260) / 150) ** 2 + ((x - 180) / 120) ** 2 < 1
-    array = np.empty((slices, SIDE, SIDE), np.int16)
-    for k in range(slices):
-        array[k] = rng.normal(-20, 25, (SIDE, SIDE)) + 120 * inside[k]
-    frame = Frame.from_affine(np.diag([2.0, 0.8, 0.8, 1.0])[[2, 1, 0, 3]], array.shape)
-    return Volume(
-        array=array,
-        frame=frame,
-        slice_frames=tuple(frame.slice(k) for k in range(slices)),
-        modality="CT",
-        source=Source(kind="nifti", paths=(Path("scan.nii"),)),
-    )
 
 
 class Bench:
@@ -73,7 +44,7 @@ class Bench:
         self.volumes = VolumeEngine(self.engine)
         self.looker = Looker(model=self.engine.model, features=self.engine.features)
         self.scan, self.slices, self.question = scan, slices, question
-        self.plan = self.volumes.plan(scan, slices=slices).sentence
+        self.plan = self.volumes.plan(scan, question, slices=slices).sentence
         self.answer: Answer | None = None
 
     def ask(self) -> None:
@@ -110,26 +81,15 @@ class Bench:
 
 def main() -> None:
     """Measures, prints the table, writes JSON where asked."""
-    parser = argparse.ArgumentParser(description="Measure questions about volumes.")
+    parser = options("Measure questions about volumes.", repeats=3)
     parser.add_argument("--scan", type=Path, help="what is asked about; default: an ellipsoid in noise")
     parser.add_argument("--slices", type=int, default=60, help="of the ellipsoid, or at most of the scan")
     parser.add_argument("--question", default=QUESTION)
-    parser.add_argument("--model", type=Path, help="checkpoint; default: medsight-mini, else random weights")
-    parser.add_argument("--repeats", type=int, default=3, help="of every measurement")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="for torch")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu, with --threads 1, on a busy machine")
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            folder, what = open_checkpoint(given.model).folder, ""
-        except CheckpointError:
-            if given.model is not None:
-                raise
-            folder, what = random_mini(Path(scratch) / "random-mini"), " (random weights: medsight-mini is not here)"
-        scan = ellipsoid(given.slices) if given.scan is None else open_volume(given.scan)
-        slices = range(min(given.slices, scan.n_slices))
+    scan = bright_ct(given.slices) if given.scan is None else open_volume(given.scan)
+    slices = range(min(given.slices, scan.n_slices))
+    with checkpoint(given.model) as (folder, model):
         bench = Bench(folder=folder, scan=scan, slices=slices, question=given.question)
         asked, looked = in_turns(bench.ask, bench.look, given.repeats, CLOCKS[given.clock])
     ratios = [look / ask for ask, look in zip(asked, looked, strict=True)]
@@ -152,23 +112,8 @@ def main() -> None:
             detail=f"{len(bench.answer.volume_regions)} structures drawn, scan of {scan.array.nbytes / 2**20:.0f} MiB",
         ),
     ]
-    machine = {
-        "model": folder.name + what,
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "threads": given.threads,
-        "torch": torch.__version__,
-        "repeats": given.repeats,
-        "clock": given.clock,
-        "scan": "x".join(map(str, scan.array.shape)),
-    }
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    print(bench.plan)
-    print(table(figures))
-    if given.json is not None:
-        content = {"machine": machine, "figures": [asdict(figure) for figure in figures]}
-        given.json.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    measured_on = machine(given, model, scan="x".join(map(str, scan.array.shape)))
+    show(figures, measured_on, lines=[bench.plan], file=given.json)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from medsight_core.geometry import FloatArray, Frame
-from medsight_core.naming import Side
+from medsight_core.naming import Side, same_name
 
 NO_ORIENTATION: Final = (
     "Sides and directions of the body cannot be told here: the scan has no orientation in the patient."
@@ -112,6 +112,19 @@ def anchored_midline(centroids: dict[str, FloatArray]) -> float | None:
         if "left" in name and name.replace("left", "right") in centroids
     ]
     return float(np.mean(middles)) if middles else None
+
+
+def counterparts(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of some names that stand for what there is one of on either side."""
+    known = tuple(names)
+    sided = {one for name in known for one in (name, name.replace("left", "right")) if "left" in name}
+    whole = {*known}
+    return tuple(
+        name
+        for name in known
+        if any(same_name(name, organ) for organ in PAIRED)
+        or (name in sided and name.replace("left", "right") in whole and name.replace("right", "left") in whole)
+    )
 
 
 def side_at(x: NDArray[np.float32], midline: float) -> Side | Literal["middle"]:

@@ -27,6 +27,12 @@ _QUALIFIERS: Final = frozenset(
 )
 
 
+class UnknownStructure(InputError):
+    """Something is named that nothing known stands for; ``phrase`` says what."""
+
+    phrase: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Named:
     """What a phrase names.
@@ -35,11 +41,13 @@ class Named:
         names: As the model calls them, in its order.
         side: The side that is meant, where the names do not say it themselves.
         each: Whether the single pieces are meant (lesions) rather than a structure as a whole.
+        kinds: Whether a word for many was said ("lesion"), of which these are only those that are known.
     """
 
     names: tuple[str, ...]
     side: Side | None = None
     each: bool = False
+    kinds: bool = False
 
 
 def find_names(words: Sequence[str], known: Sequence[str]) -> Named | None:
@@ -55,15 +63,17 @@ def find_names(words: Sequence[str], known: Sequence[str]) -> Named | None:
     words = [word for word in words if word not in ARTICLES]
     if not words:
         return None
-    found = _close(words, known) or _collective(words, known)
+    close = _close(words, known)
+    found = close or _collective(words, known)
     if found:
-        lesions = [is_lesion(name) for name in found]
-        return Named(names=found, each=all(lesions))
+        return Named(names=found, each=all(map(is_lesion, found)), kinds=not close)
     sides = [side for side in _SIDES if side in words]
     rest = [word for word in words if word not in _SIDES]
     if len(sides) == 1 and rest:
-        found = tuple(name for name in _close(rest, known) or _collective(rest, known) if _side_of(name) is None)
-        return Named(names=found, side=sides[0], each=all(map(is_lesion, found))) if found else None
+        close = _close(rest, known)
+        found = tuple(name for name in close or _collective(rest, known) if _side_of(name) is None)
+        each = all(map(is_lesion, found))
+        return Named(names=found, side=sides[0], each=each, kinds=not close) if found else None
     found = tuple(name for name in known if _side_of(name) and _forms(_unsided(name)) & _forms(words))
     found = found or tuple(name for name in known if _side_of(name) and _same(" ".join(_unsided(name)), words))
     return Named(names=found) if found else None
@@ -79,14 +89,16 @@ def is_lesion(name: str) -> bool:
     return bool(_term(name).category == ABNORMAL_STRUCTURE)
 
 
-def unknown_name(phrase: str, known: Sequence[str]) -> InputError:
+def unknown_name(phrase: str, known: Sequence[str]) -> UnknownStructure:
     """The error for a phrase that names nothing known."""
-    return InputError(
+    error = UnknownStructure(
         "unknown_structure",
         (f'This model does not know "{phrase}"' if phrase else "Nothing is named")
         + (f"; it knows {', '.join(known)}." if known else "; it knows nothing by name."),
         "Ask for one of these." if known else "Take a model whose configuration has class names.",
     )
+    error.phrase = phrase
+    return error
 
 
 @lru_cache(maxsize=4096)

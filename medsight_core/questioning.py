@@ -1,15 +1,13 @@
 """Answers questions about a volume from the evidence of a survey, without the model: every number is a measurement.
 
-A question is one of six kinds: whether something is there, how many, how large, where, on which slices, how dense. Any
-other is left to the model. Every answer says on which slices it rests.
+`understanding` says which questions these are. Every answer says on which slices it rests.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final
 
 from medsight_core import laterality
 from medsight_core.errors import InputError
@@ -19,52 +17,13 @@ from medsight_core.naming import is_lesion
 from medsight_core.referring import Inside, Near, Reference, parse_reference
 from medsight_core.regions import Answer, Span, VolumeRegion
 from medsight_core.resolving import INSIDE_SHARE, Piece, Resolved, inside_share, resolve, split
-from medsight_core.terminology import normal_words
-
-Kind = Literal["presence", "count", "size", "where", "slices", "density"]
+from medsight_core.understanding import Kind, bare, measured_kind, never_taught, unknown_in
 
 LONGEST_LIST: Final = 8
 """Pieces that an answer tells one by one."""
 
 MOST_SHOWN: Final = 24
 """Regions that are shown at once; each takes as much memory as the mask of the whole scan."""
-
-_SCAN: Final = r"(?:(?:the|this|my) )?(?:scan|image|volume|series|study|ct|mr|mri|patient)"
-_DENSITY: Final = (
-    r"(?:mean|average)? ?(?:density|attenuation|intensity|signal|hu|hounsfield units?|brightness|grey value)"
-)
-_SIZE: Final = r"(?:sizes?|volumes?|(?:longest )?diameters?|extent|dimensions?|measurements?)"
-_ASK: Final = r"(?:(?:what|how much) (?:is|are|s) |give me |tell me )?"
-_KINDS: Final[tuple[tuple[Kind, str], ...]] = (
-    ("count", r"how many (?P<x>.+)"),
-    ("count", rf"{_ASK}(?:the )?(?:number of|count(?: of)?) (?P<x>.+)"),
-    (
-        "slices",
-        r"(?:on |in )?(?:which|what) (?:slices?|images?) (?:shows?|contains?|includes?|has|have|is|are) (?P<x>.+)",
-    ),
-    ("size", r"how (?:large|big|long|wide|small|voluminous)(?: (?:is|are) (?P<x>.+))?"),
-    ("size", r"what size (?:is|are|has|have) (?P<x>.+)"),
-    ("size", rf"{_ASK}(?P<its>its|their) {_SIZE}"),
-    ("size", rf"{_ASK}(?:the )?{_SIZE} of (?P<x>.+)"),
-    ("size", r"measure (?P<x>.+)"),
-    ("density", r"how (?:dense|bright|dark)(?: (?:is|are) (?P<x>.+))?"),
-    ("density", rf"{_ASK}(?P<its>its|their) {_DENSITY}"),
-    ("density", rf"{_ASK}(?:the )?{_DENSITY} (?:of|in) (?P<x>.+)"),
-    ("where", r"where (?:is|are) (?P<x>.+)"),
-    ("where", r"on (?:which|what) side (?:is|are) (?P<x>.+)"),
-    ("where", r"(?:which|what) side (?:is|are) (?P<x>.+?)(?: on)?"),
-    ("where", rf"{_ASK}(?:the )?(?:location|position) of (?P<x>.+)"),
-    ("presence", r"(?:is|are) there (?P<x>.+)"),
-    ("presence", r"(?:do|can) you (?:see|find|detect) (?P<x>.+)"),
-    ("presence", rf"does {_SCAN} (?:show|contain|have) (?P<x>.+)"),
-    ("presence", r"(?:is|are) (?P<x>.+?) (?:present|visible|seen|there|shown)"),
-    ("presence", r"any (?P<x>.+)"),
-)
-_NOISE: Final = re.compile(
-    r" (?:are|is) (?:there|visible|present|located|situated|seen)\b| (?:do|can) you (?:see|find)\b"
-    rf"| (?:in|on|of) {_SCAN}$| located$| visible$| on$| please$"
-)
-_PRONOUNS: Final = frozenset({"", "it", "this", "that", "they", "them", "these", "those", "one", "the one"})
 
 
 def answer_from_evidence(
@@ -81,20 +40,25 @@ def answer_from_evidence(
         The answer, with the regions that it speaks of and, among the settings of its provenance, the slices that it
         rests on; None where the question is of another kind, and the model must be asked.
     """
-    understood = _understand(question)
-    if understood is None:
-        return None
-    kind, phrase = understood
-    if phrase in _PRONOUNS:
-        earlier = (_understand(asked) for asked, _ in reversed(history))
-        phrase = next((e[1] for e in earlier if e is not None and e[1] not in _PRONOUNS), "")
-    if not phrase:
-        found = [finding.name for finding in evidence.findings if finding.region is not None]
-        if len(found) != 1:
-            listed = f"I found {', '.join(found)}." if found else "I found nothing."
-            return _Text(evidence).say(f"It is not clear what is meant. {listed}").answer(())
-        phrase = found[0]
-    return _about(kind, phrase, evidence)
+    measured = measured_kind(question, history)
+    return None if measured is None else answer_measured(*measured, evidence)
+
+
+def answer_measured(kind: Kind, phrase: str, evidence: Evidence) -> Answer:
+    """Answers what `measured_kind` understood.
+
+    Args:
+        kind: What is asked.
+        phrase: What it is asked of; "" for the only thing that was found.
+        evidence: What was looked for and found.
+    """
+    if phrase:
+        return _about(kind, phrase, evidence)
+    found = [finding.name for finding in evidence.findings if finding.region is not None]
+    if len(found) == 1:
+        return _about(kind, found[0], evidence)
+    listed = f"I found {', '.join(found)}." if found else "I found nothing."
+    return _Text(evidence).say(f"It is not clear what is meant. {listed}").answer(())
 
 
 def show_reference(reference: Reference, evidence: Evidence) -> Answer:
@@ -119,17 +83,6 @@ def show_reference(reference: Reference, evidence: Evidence) -> Answer:
     return text.answer(_resting(pieces) if pieces else evidence.slices)
 
 
-def _understand(question: str) -> tuple[Kind, str] | None:
-    """The kind of a question and the words for what it asks about."""
-    text = " ".join(normal_words(question)).removeprefix("please ").removesuffix(" please")
-    for kind, pattern in _KINDS:
-        match = re.fullmatch(pattern, text)
-        if match is not None:
-            phrase = match.groupdict().get("x") or ""
-            return kind, _NOISE.sub("", f" {phrase}").strip()
-    return None
-
-
 def _about(kind: Kind, phrase: str, evidence: Evidence) -> Answer:
     text = _Text(evidence)
     looked = f"I looked for {', '.join(evidence.names) or 'nothing'}."
@@ -138,10 +91,10 @@ def _about(kind: Kind, phrase: str, evidence: Evidence) -> Answer:
     except InputError as error:
         if error.code != "unknown_structure":
             return text.say(str(error)).answer(())
-        return text.say(f"I did not look for {_bare(phrase)}. {looked}").answer(())
+        return text.say(f"{never_taught(unknown_in(error, phrase), evidence.modality)} {looked}").answer(())
     targets = tuple(target for target in reference.targets if evidence.finding(target.name) is not None)
     if not targets:
-        return text.say(f"I did not look for {_bare(phrase)}. {looked}").answer(())
+        return text.say(f"I did not look for {bare(phrase)}. {looked}").answer(())
     places = [s.place for s in reference.selectors if isinstance(s, Inside | Near) and s.place.names]
     for place in places:
         if all(evidence.finding(name) is None for name in place.names):
@@ -175,6 +128,11 @@ def _nothing(kind: Kind, reference: Reference, resolved: Resolved, text: _Text) 
     evidence = text.evidence
     names = ", ".join(target.name for target in reference.targets)
     absent = all(not _found(evidence, target.name) for target in reference.targets)
+    if reference.kinds and absent and all(is_lesion(target.name) for target in reference.targets):
+        # "No" would speak of all lesions that there are.
+        many = "the only kind" if len(reference.targets) == 1 else "the only kinds"
+        text.say(f"None was found of {many} that could be looked for: {names}. Any other is not excluded.")
+        return text.answer(evidence.slices)
     text.say("0. " if kind == "count" and absent else "No. " if kind == "presence" and absent else "")
     notes = [note for note in resolved.notes if not note.startswith(("No ", "None "))]
     if absent or not notes:
@@ -259,6 +217,11 @@ def _span(piece: Piece) -> str:
     return slices_text(_own_slices(piece))
 
 
+def resting_text(slices: Sequence[int]) -> str:
+    """The last sentence of an answer: which slices it rests on."""
+    return f" This rests on {slices_text(slices)}." if slices else ""
+
+
 def slices_text(slices: Sequence[int]) -> str:
     """Slices as a person reads them: "slices 3 to 9 and 12"."""
     runs: list[list[int]] = []
@@ -270,10 +233,6 @@ def slices_text(slices: Sequence[int]) -> str:
     said = [f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
     joined = said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}" if said else "none"
     return f"slice{'' if len(slices) == 1 else 's'} {joined}"
-
-
-def _bare(phrase: str) -> str:
-    return re.sub(r"^(?:the|a|an|any) ", "", phrase)
 
 
 @dataclass
@@ -301,7 +260,7 @@ class _Text:
 
     def answer(self, slices: Sequence[int]) -> Answer:
         """The answer, with the slices it rests on."""
-        rests = f" This rests on {slices_text(slices)}." if slices else ""
+        rests = resting_text(slices)
         provenance = self.evidence.provenance
         settings = {**provenance.settings, "answered_from": "evidence", "slices": list(slices)}
         return Answer(

@@ -97,6 +97,7 @@ class Reference:
         selectors: What to keep of it, applied in this order.
         each: Whether single pieces are meant (lesions) rather than structures as a whole.
         plural: Whether several are asked for.
+        kinds: Whether the targets are only the known ones of what was said ("lesion"), of which there are more.
     """
 
     text: str
@@ -104,6 +105,7 @@ class Reference:
     selectors: tuple[Selector, ...] = ()
     each: bool = False
     plural: bool = False
+    kinds: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -310,6 +312,7 @@ def _reference(named: Named, selectors: Sequence[Selector], head: Sequence[str])
         # "The largest vessel" is one of the pieces of what the model calls vessel; "the largest organ" is a whole one.
         each=named.each or (len(named.names) == 1 and bool(selectors)),
         plural=_is_plural(head) or (len(named.names) > 1 and not named.each),
+        kinds=named.kinds,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from medsight_core.errors import InputError
 from medsight_core.model import MedSightForConditionalGeneration, MedSightProcessor
 from training.build import new_model, new_processor, open_model
-from training.data.biomedparse import Sample, class_names, hold_out, load_samples
+from training.data.biomedparse import Sample, class_modalities, class_names, hold_out, load_samples
 from training.data.conversations import corpus
 from training.data.volumes import load_volumes
 from training.data.vqa import load_vqa
@@ -73,7 +73,8 @@ class Run:
 
     def stage1(self) -> Path:
         """Region perceiver, with a new model."""
-        config = self.recipe["model"] | {"class_names": self.classes}
+        shown = class_modalities(self.train + self.validation, self.classes)
+        config = self.recipe["model"] | {"class_names": self.classes, "class_modalities": shown}
         processor = new_processor(self.recipe["input"], config, corpus(self.train + self.vqa))
         model = new_model(config, processor, seed=self.recipe.get("seed", 0))
         options = self.recipe["stages"][1]

@@ -164,26 +164,36 @@ def check_volume(volume: Volume) -> None:
 
 
 def check_slices(slices: range | None, cut: Reformatted) -> range:
-    """The slices that are meant: those of the whole plane where none are named.
+    """The slices that are meant: those of the whole plane where none are named; see `check_range`."""
+    return check_range(slices, cut.volume.n_slices, words=cut.words)
+
+
+def check_range(slices: range | None, total: int, *, words: str = "") -> range:
+    """The slices that are meant: all where none are named.
+
+    Args:
+        slices: Neighbouring slices, from 0.
+        total: How many slices there are.
+        words: What they are called, such as "axial"; may be empty.
 
     Raises:
         InputError: empty_range, slice_out_of_range.
     """
-    total = cut.volume.n_slices
     if slices is None:
         return range(total)
     legal = "the only slice is 0" if total == 1 else f"slices are 0 to {total - 1}"
-    if slices.step != 1 or not len(slices):
+    if not slices:
         raise InputError(
             "empty_range",
             f"The range from slice {slices.start} up to, not including, {slices.stop} holds no slice; {legal}.",
             f"Give a first and a later last one, such as 0:{total}.",
         )
-    if slices[0] < 0 or slices[-1] >= total:
-        kind = f"{cut.words} slices" if cut.words else "slices"
+    if slices.step != 1 or slices[0] < 0 or slices[-1] >= total:
+        kind = f"{words} slices".lstrip()
+        wrong = "reaches outside" if slices.step == 1 else "leaves slices out"
         raise InputError(
             "slice_out_of_range",
-            f"The range from slice {slices[0]} to {slices[-1]} reaches outside: this scan has {total} {kind}, {legal}.",
-            "Choose a range inside.",
+            f"The range from slice {slices[0]} to {slices[-1]} {wrong}: this scan has {total} {kind}, {legal}.",
+            "Choose a range of neighbouring slices inside.",
         )
     return slices

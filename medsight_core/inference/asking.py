@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from medsight_core.events import Done, Event, Failed, Progress, RegionFound, TextDelta, Warning
+from medsight_core.events import Done, Event, Progress, RegionFound, TextDelta, Warning
 from medsight_core.inference.composing import compose, key_of, slices_in_words
 from medsight_core.inference.drawing import SURE, Structure, structures
 from medsight_core.inference.grounding import decode_masks, place
@@ -18,6 +17,7 @@ from medsight_core.inference.looking import Looked
 from medsight_core.inference.plan import Plan
 from medsight_core.inference.presence import choose_key_slices, denies, named_classes, strength, where_present
 from medsight_core.inference.reply import Reading, Stopwatch
+from medsight_core.inference.stopping import STOPPED, Stopped, check_stop, stoppable
 from medsight_core.model import ImageFeatures
 from medsight_core.regions import Answer, Provenance, Question, VolumeRegion
 
@@ -27,39 +27,8 @@ if TYPE_CHECKING:
 SEEN = 0.8
 """Presence of a class from which on its absence from an answer is worth a word."""
 
-Made = TypeVar("Made")
-
 GROUP = 16
 """Slices that the exact mode reads together: always so many, so that the answers are always the same."""
-
-
-class Stopped(Exception):
-    """Whoever asked does not want the answer any more."""
-
-
-def check_stop(cancel: threading.Event | None) -> None:
-    """Raises `Stopped` where ``cancel`` is set."""
-    if cancel is not None and cancel.is_set():
-        raise Stopped
-
-
-def stoppable(work: Callable[[], Made], cancel: threading.Event | None) -> Made:
-    """Does work that cannot look at ``cancel`` itself, such as SimpleITK's; where it is stopped it is left to its end.
-
-    Raises:
-        Stopped: ``cancel`` was set.
-    """
-    if cancel is None:
-        return work()
-    aside = ThreadPoolExecutor(1, "medsight-join")
-    try:
-        future = aside.submit(work)
-        while True:
-            check_stop(cancel)
-            if future in wait((future,), timeout=0.1).done:
-                return future.result()
-    finally:
-        aside.shutdown(wait=False)
 
 
 class Asking:
@@ -71,6 +40,8 @@ class Asking:
         looked: What is known of them.
         plan: What is to be done.
         shown: The slice a person is looking at.
+        warnings: What is known beforehand that belongs beside the answer.
+        max_new_tokens: Where the words about a slice are cut off.
         cancel: See `VolumeEngine.ask`.
     """
 
@@ -82,6 +53,8 @@ class Asking:
         plan: Plan,
         *,
         shown: int | None,
+        warnings: Sequence[str] = (),
+        max_new_tokens: int | None = None,
         cancel: threading.Event | None,
     ) -> None:
         self._volumes = volumes
@@ -93,12 +66,15 @@ class Asking:
         self._shown = shown if shown is not None and shown in plan.slices else None
         self._named = named_classes(question.text, volumes.classes)
         self._watch = Stopwatch("look", "read", "draw", "join")
+        self._known = (*plan.warnings, *warnings)
+        self._limit = max_new_tokens
         self._warnings: list[str] = []
         self._held: dict[int, ImageFeatures] = {}
 
-    def once(self) -> Iterator[Event]:
-        """Reads key slices and draws their codes on all slices."""
+    def once(self) -> Iterator[Event | None]:
+        """Reads key slices and draws their codes on all slices; None where a step brought nothing to tell."""
         try:
+            yield from map(Warning, self._known)
             yield from self._look()
             slices = self._plan.slices
             order = slices[::-1] if self._looked.cut.backwards else slices
@@ -107,16 +83,17 @@ class Asking:
             chosen = choose_key_slices(profile, count=self._plan.read, named=self._named, shown=shown)
             keys = sorted(order[n] for n in chosen)
             yield Progress(0, len(keys), f"Reading {slices_in_words(keys, self._plan.words)}")
-            readings = self._read(keys)
+            readings = yield from self._read(keys)
             found = structures(readings, {k: self._denied(reading, readings) for k, reading in readings.items()})
             yield from self._draw(found)
             yield from self._finish(readings, found, joined=True)
         except Stopped:
-            yield _stopped()
+            yield STOPPED
 
-    def exactly(self) -> Iterator[Event]:
-        """Reads every slice and draws its codes on it alone."""
+    def exactly(self) -> Iterator[Event | None]:
+        """Reads every slice and draws its codes on it alone; None where a step brought nothing to tell."""
         try:
+            yield from map(Warning, self._known)
             slices = self._plan.slices
             yield Progress(0, len(slices), self._plan.sentence)
             readings: dict[int, Reading] = {}
@@ -128,18 +105,20 @@ class Asking:
                     check_stop(self._cancel)
                     with self._watch("look"):
                         self._held[k] = self._volumes.look_at(self._looked, k)
-                readings |= self._read(part)
+                    yield None
+                readings |= yield from self._read(part)
                 new = structures({k: readings[k] for k in part}, {})
                 for key, structure in new.items():
                     found.setdefault(key, Structure(label=structure.label)).written.update(structure.written)
                 for k in part:
                     self._draw_on(k, {key: found[key] for key, one in new.items() if k in one.written})
+                    yield None
                 yield Progress(len(readings), len(slices), "Reading slices")
             yield from self._finish(readings, found, joined=False)
         except Stopped:
-            yield _stopped()
+            yield STOPPED
 
-    def _look(self) -> Iterator[Event]:
+    def _look(self) -> Iterator[Event | None]:
         slices = self._plan.slices
         yield Progress(0, len(slices), self._plan.sentence)
         self._looked.make_room(slices, self._plan.budget)
@@ -149,18 +128,22 @@ class Asking:
                 done = next(steps, None)
             if done is None:
                 break
-            yield Progress(done, len(slices), "Looking at slices")
+            yield Progress(done, len(slices), "Looking at slices") if done else None
 
     def _features(self, k: int) -> ImageFeatures:
         held = self._held.get(k)
         return self._volumes.looker.features(self._looked, k) if held is None else held
 
-    def _read(self, keys: Sequence[int]) -> dict[int, Reading]:
+    def _read(self, keys: Sequence[int]) -> Generator[None, None, dict[int, Reading]]:
         with self._watch("read"):
             features = [self._features(k) for k in keys]
-            readings = self._engine.read(
-                [replace(self._question, slice_index=k) for k in keys], features, cancel=self._cancel
-            )
+        steps = self._engine.reading(
+            [replace(self._question, slice_index=k) for k in keys],
+            features,
+            cancel=self._cancel,
+            max_new_tokens=self._limit,
+        )
+        readings = yield from self._watch.over("read", steps)
         check_stop(self._cancel)
         return dict(zip(keys, readings, strict=True))
 
@@ -176,7 +159,7 @@ class Asking:
             and (set(named_classes(label, self._volumes.classes)) & set(self._named) or denies(reading.text, label))
         )
 
-    def _draw(self, found: Mapping[str, Structure]) -> Iterator[Event]:
+    def _draw(self, found: Mapping[str, Structure]) -> Iterator[Event | None]:
         slices = self._plan.slices
         profile = self._looked.profile(slices)
         gates = {
@@ -189,8 +172,8 @@ class Asking:
                 key: one for key, one in found.items() if k not in one.denied and (gates[key][n] or k in one.written)
             }
             self._draw_on(k, here)
-            if n % 16 == 15 or k == slices[-1]:
-                yield Progress(n + 1, len(slices), "Drawing")
+            told = n % 16 == 15 or k == slices[-1]
+            yield Progress(n + 1, len(slices), "Drawing") if told else None
 
     def _draw_on(self, k: int, found: Mapping[str, Structure]) -> None:
         """Draws structures on one slice, with that slice's own features."""
@@ -210,16 +193,16 @@ class Asking:
 
     def _finish(
         self, readings: Mapping[int, Reading], found: Mapping[str, Structure], *, joined: bool
-    ) -> Iterator[Event]:
+    ) -> Iterator[Event | None]:
         """Joins what was drawn, and says what was said."""
         regions: dict[str, VolumeRegion] = {}
         steps: list[str] = []
         frame = self._looked.cut.original.require_frame()
         for key, one in found.items():
             check_stop(self._cancel)
-            with self._watch("join"):
-                make = partial(one.region, self._looked.cut, frame, code=one.code, probability=one.probability)
-                region, done = stoppable(partial(make, keys=one.written, joined=joined), self._cancel)
+            make = partial(one.region, self._looked.cut, frame, code=one.code, probability=one.probability)
+            joining = stoppable(partial(make, keys=one.written, joined=joined), self._cancel)
+            region, done = yield from self._watch.over("join", joining)
             steps += done
             if region is None:
                 self._warnings.append(f'The answer points at "{one.label}", but its mask is empty on every slice.')
@@ -237,14 +220,14 @@ class Asking:
         for region in placed:
             yield RegionFound(region)
         warnings = self._sentences(readings, composed.slices, steps)
-        yield from map(Warning, warnings)
+        yield from map(Warning, warnings[len(self._known) :])  # those were said at the beginning
         yield Done(
             Answer(
                 text=composed.text,
                 raw=composed.raw,
                 regions=(),
                 warnings=warnings,
-                provenance=self._provenance(sorted(readings), steps),
+                provenance=self._provenance(readings, steps),
                 volume_regions=tuple(placed),
             )
         )
@@ -274,14 +257,14 @@ class Asking:
             first += f"; {slices_in_words(read, words)} were read" if len(read) > 1 else "; it alone was read"
         first += f", of {count} looked at." if count > 1 else "."
         said = (sentence for k in told for sentence in readings[k].warnings)
-        return tuple(dict.fromkeys((*([first] if count > 1 else []), *said, *self._warnings, *steps)))
+        return tuple(dict.fromkeys((*self._known, *([first] if count > 1 else []), *said, *self._warnings, *steps)))
 
-    def _provenance(self, read: Sequence[int], steps: Sequence[str]) -> Provenance:
+    def _provenance(self, readings: Mapping[int, Reading], steps: Sequence[str]) -> Provenance:
         settings = {
             **self._engine.settings(),
             **self._plan.to_json(),
             "mode": "exact" if self._plan.exact else "decide once, propagate",
-            "slices_read": list(read),
+            "slices_read": sorted(readings),
             "joining": list(steps),
         }
         seconds = self._watch.seconds
@@ -290,12 +273,11 @@ class Asking:
             digest=self._engine.digest,
             settings=settings,
             timings={**seconds, "total": sum(seconds.values())},
+            tokens={
+                kind: sum(reading.tokens[kind] for reading in readings.values()) for kind in ("prompt", "completion")
+            },
         )
 
 
 def _look(count: int) -> str:
     return "looks" if count == 1 else "look"
-
-
-def _stopped() -> Failed:
-    return Failed("stopped", "The question was stopped before it was answered; nothing was kept of it.", "Ask again.")

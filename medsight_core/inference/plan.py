@@ -7,6 +7,7 @@ is looked at a second time instead, and only where even the masks do not fit the
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,9 @@ EXPECTED_LABELS: Final = 4
 
 JOINING_BYTES: Final = 10
 """Per voxel, while the parts of a structure are joined: a label map of 32 bits and several masks."""
+
+COARSE: Final = 10
+"""Voxels longer by this factor in one direction than in another are worth a word."""
 
 SPARE: Final = 0.9
 """So much of the free memory a plan may use."""
@@ -57,6 +61,7 @@ class Plan:
         exact: The language model reads every slice.
         seconds: Time it will take.
         bytes: Memory it will take, beside the scan and the model.
+        warnings: What should be known before it is done.
     """
 
     plane: Plane
@@ -70,6 +75,7 @@ class Plan:
     exact: bool
     seconds: float
     bytes: int
+    warnings: tuple[str, ...] = ()
 
     @property
     def looks(self) -> int:
@@ -86,7 +92,7 @@ class Plan:
         again = f", {twice} of them twice to save memory," if twice else ""
         if self.new < count:
             again += f", {count - self.new} of them seen before,"
-        read = "all of them" if self.read == count else str(self.read)
+        read = "all of them" if self.read == count else str(self.read or "none of them")
         size = f"{self.bytes / 1e9:.1f} GB" if self.bytes >= 1e8 else f"{max(1, round(self.bytes / 1e6))} MB"
         return f"Looks at {which}{again} and reads {read}: {duration(self.seconds)} and {size} of memory."
 
@@ -159,6 +165,27 @@ def make_plan(
         exact=exact,
         seconds=seconds,
         bytes=needed,
+        warnings=tuple(coarse(cut)),
+    )
+
+
+def coarse(cut: Reformatted) -> Iterator[str]:
+    """A sentence where the voxels of a volume are long and thin, and what to do about it."""
+    frame = cut.volume.require_frame()
+    apart, high, wide = (float(size) for size in frame.spacing)
+    if not frame.physical or cut.volume.n_slices == 1 or max(apart, high, wide) < COARSE * min(apart, high, wide):
+        return
+    ratio = f"1:{max(apart, high, wide) / min(apart, high, wide):.0f}"
+    if apart >= max(high, wide):
+        yield (
+            f"The slices lie {apart:.3g} mm apart and their pixels {min(high, wide):.3g} mm ({ratio}), so what is "
+            "joined from slice to slice is coarse; take a series of thinner slices where there is one."
+        )
+        return
+    kind = f"{cut.words} slices".lstrip()
+    yield (
+        f"The {kind} have pixels of {high:.3g} x {wide:.3g} mm and lie {apart:.3g} mm apart ({ratio}), so little can "
+        "be seen on them; ask about the slices that were acquired."
     )
 
 

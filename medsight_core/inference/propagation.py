@@ -1,8 +1,11 @@
 """From one slice to the next: where a region goes on, who follows it where, and what all slices make together.
 
-The mask of one slice is the prompt on its neighbour. A chain of such steps starts at a slice on which a person drew and
-runs in one direction until the model sees nothing any more, or something else. Between two slices that a person drew on
-each chain goes half of the way, so that a correction counts as much as the first click.
+A region is looked for on the neighbouring slice in two ways, by a click into its innermost pixel, and by the same click
+with its mask: the mask alone insists on what it shows long after the structure has ended, the click alone strays. What
+both say on average is the region there. A chain of such steps starts at a slice on which a person drew and runs in one
+direction until the model sees nothing any more, or something else, or until the two do not mean the same any more.
+Between two slices that a person drew on each chain goes half of the way, so that a correction counts as much as the
+first click.
 """
 
 from __future__ import annotations
@@ -12,14 +15,22 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
 
 from medsight_core.errors import InputError
 from medsight_core.geometry import Frame
 from medsight_core.imaging.volume import Volume
-from medsight_core.regions import Region, Span, VolumeRegion
+from medsight_core.regions import Prompt, Region, Span, VolumeRegion
 
 AREA_CHANGE: Final = 4.0
 """A region that grows or shrinks by more than this factor from one slice to the next is not the same structure."""
+
+AGREEMENT: Final = 0.3
+"""Where a click and the same click with the mask share less of their masks than this, the structure has ended.
+
+By the table in docs/volumes.md ("Following"): at 0.2 the spleen runs on, at 0.4 hippocampi break off.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +81,27 @@ def goes_on(before: Region, after: Region) -> bool:
     """Whether a region may be the same structure as one on the neighbouring slice: they overlap and are of a size."""
     change = after.area_pixels / before.area_pixels
     return 1 / AREA_CHANGE <= change <= AREA_CHANGE and bool((before.mask & after.mask).any())
+
+
+def prompts_for(before: Region, frame: Frame) -> tuple[tuple[Prompt, ...], ...]:
+    """The ways in which a region is looked for on a neighbouring slice, see above.
+
+    Args:
+        before: The region.
+        frame: Of the neighbouring slice.
+    """
+    row, column = innermost(before.mask)
+    click = Prompt(kind="point", points=frame.to_lps([(0, row, column)]))
+    return (click, Prompt(kind="mask", mask=before.mask)), (click,)
+
+
+def innermost(mask: NDArray[np.bool_]) -> tuple[int, int]:
+    """The pixel (row, column) of a mask, not empty, that is farthest from its border; the first of several."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    top, left = int(rows[0]), int(columns[0])
+    part = np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1], 1)
+    row, column = np.unravel_index(int(ndimage.distance_transform_edt(part).argmax()), part.shape)
+    return top + int(row) - 1, left + int(column) - 1
 
 
 def shares(starts: Iterable[int], slices: range) -> Iterator[Share]:

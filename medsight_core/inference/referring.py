@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from medsight_core.errors import InputError
 from medsight_core.events import Progress
 from medsight_core.evidence import Evidence
 from medsight_core.imaging.planes import Plane
@@ -19,6 +18,7 @@ from medsight_core.imaging.volume import Volume
 from medsight_core.questioning import show_reference
 from medsight_core.referring import parse_reference
 from medsight_core.regions import Answer
+from medsight_core.understanding import understand
 
 if TYPE_CHECKING:
     from medsight_core.inference.surveying import Survey
@@ -67,12 +67,7 @@ def is_reference(text: str, known: Sequence[str]) -> bool:
         text: What a person typed.
         known: What the model knows by name.
     """
-    try:
-        reference = parse_reference(text, known)
-    except InputError:
-        return False
-    sided = any(target.side for target in reference.targets)
-    return bool(reference.selectors) or sided or reference.plural
+    return understand(text, known).way == "show"
 
 
 def evidence_of(volume: Volume, survey: Survey) -> Evidence:

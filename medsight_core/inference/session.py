@@ -1,8 +1,8 @@
 """Interactive segmentation of one structure: draw on a slice, see its region, refine it, follow it through the volume.
 
 Nothing is encoded twice. A click costs one pass of the perceiver over the slice's cached features: all that was drawn
-on the slice goes along, with the current result as a mask. Following a region costs one pass per slice, the mask of the
-slice before being the prompt. The same clicks give the same masks, every time.
+on the slice goes along, with the current result as a mask. Following a region costs two passes per slice, which look
+for what the slice before showed in two ways (see `propagation`). The same clicks give the same masks, every time.
 """
 
 from __future__ import annotations
@@ -21,8 +21,16 @@ from medsight_core.errors import InputError
 from medsight_core.events import Done, Event, Progress, RegionFound, Warning
 from medsight_core.imaging.volume import Volume
 from medsight_core.inference.inputs import draw_prompts, slice_transform, turned_warning
-from medsight_core.inference.pointing import NOTHING_MARGIN, Pointed, Pointer
-from medsight_core.inference.propagation import AREA_CHANGE, Chain, check_range, join, shares
+from medsight_core.inference.pointing import MASK_LEVEL, NOTHING_MARGIN, Pointed, Pointer
+from medsight_core.inference.propagation import (
+    AGREEMENT,
+    AREA_CHANGE,
+    Chain,
+    check_range,
+    join,
+    prompts_for,
+    shares,
+)
 from medsight_core.regions import Answer, Prompt, Provenance, Region, Span, VolumeRegion
 
 if TYPE_CHECKING:
@@ -134,6 +142,18 @@ class Session:
         return self._join(self._state) if regions and self.volume.frame is not None else None
 
     @property
+    def steps(self) -> int:
+        """How many steps can be taken back."""
+        return len(self._past)
+
+    @property
+    def bytes(self) -> int:
+        """Memory that its masks take, with those of steps that were taken back."""
+        regions = [region for state in (*self._past, self._state, *self._future) for region in state.regions().values()]
+        regions += [region for chain in self._chains.values() for region in chain.regions]
+        return sum({id(region): region.mask.nbytes for region in regions}.values())
+
+    @property
     def can_undo(self) -> bool:
         """Whether there is a step to take back."""
         return bool(self._past)
@@ -177,7 +197,7 @@ class Session:
             )
         raster = draw_prompts(marks, frame, slice_transform(self._engine.processor, frame))
         insisted = len(prompts) >= INSISTING or any(one.kind in ("box", "mask") for one in prompts)
-        region = self._point(raster, slice_index, insisted=insisted)
+        region = self._point([raster], slice_index, insisted=insisted)
         if region is not None and self._state.name is not None:
             region = replace(region, code=self._state.name[0], label=self._state.name[1])
         self._draw(slice_index, Drawing(prompts=prompts, region=region))
@@ -291,7 +311,9 @@ class Session:
         settings: dict[str, Any] = {
             "mode": "interactive",
             "nothing_margin": NOTHING_MARGIN,
+            "mask_level": MASK_LEVEL,
             "area_change": AREA_CHANGE,
+            "agreement": AGREEMENT,
             "encoded": self.encoded,
             "perceived": self.perceived,
         }
@@ -306,16 +328,17 @@ class Session:
         """The region of the slice behind a chain's last."""
         k = chain.last.slice_index + chain.direction
         frame = self.volume.slice_frame(k)
-        prompt = Prompt(kind="mask", mask=chain.last.mask)
-        return self._point(draw_prompts([prompt], frame, slice_transform(self._engine.processor, frame)), k)
+        transform = slice_transform(self._engine.processor, frame)
+        region = self._point([draw_prompts(some, frame, transform) for some in prompts_for(chain.last, frame)], k)
+        return region if self.pointed is not None and self.pointed.agreement >= AGREEMENT else None
 
-    def _point(self, raster: NDArray[np.float32], k: int, *, insisted: bool = False) -> Region | None:
+    def _point(self, rasters: Sequence[NDArray[np.float32]], k: int, *, insisted: bool = False) -> Region | None:
         start, features = time.perf_counter(), self._engine.features
         known = features.encoded
         vision = features.get(self.volume, [k])[0]
         self._encoded += features.encoded - known
         seen = time.perf_counter()
-        self.pointed = self._pointer.point(vision, raster, modality=self.volume.modality)
+        self.pointed = self._pointer.point(vision, *rasters, modality=self.volume.modality)
         frame = self.volume.slice_frame(k)
         transform = slice_transform(self._engine.processor, frame)
         region = self.pointed.region(transform=transform, slice_index=k, frame=frame, insisted=insisted)

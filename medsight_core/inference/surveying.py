@@ -7,7 +7,7 @@ the same evidence.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,7 +16,6 @@ import torch
 
 from medsight_core.errors import MedSightError
 from medsight_core.events import Progress
-from medsight_core.inference.asking import Stopped, check_stop, stoppable
 from medsight_core.inference.drawing import Structure
 from medsight_core.inference.grounding import place
 from medsight_core.inference.inputs import slice_transform
@@ -25,6 +24,7 @@ from medsight_core.inference.nearest import nearest_code
 from medsight_core.inference.plan import Plan
 from medsight_core.inference.presence import PRESENT, choose_key_slices, strength
 from medsight_core.inference.reply import Stopwatch
+from medsight_core.inference.stopping import Stopped, check_stop, stoppable
 from medsight_core.naming import find_names, unknown_name
 from medsight_core.regions import Provenance, VolumeRegion
 from medsight_core.terminology import normal_words
@@ -45,7 +45,7 @@ class Survey:
         presence: By name, how likely each slice shows it, 0 to 1, by slice of the plane.
         slices: The slices of the plane that were looked at.
         words: What they are called, such as "axial"; "" where that is not known.
-        known: All names that the model knows.
+        known: What the model was taught to find in such a scan, and what was looked for beside it.
         warnings: Plain sentences that belong beside it.
         provenance: Model, digest, settings, timings.
     """
@@ -109,24 +109,49 @@ class Surveying:
         Raises:
             MedSightError: stopped.
         """
-        watch = Stopwatch("look", "draw", "join")
-        slices, count = self._plan.slices, len(self._plan.slices)
+        steps = self.steps()
         try:
-            with watch("look"):
-                self._looked.make_room(slices, self._plan.budget)
-                for done in self._volumes.look(self._looked, slices, budget=self._plan.budget, cancel=self._cancel):
-                    on_progress(Progress(done, count, "Looking at slices"))
-            with watch("draw"):
-                for k in slices:
-                    check_stop(self._cancel)
-                    self._draw_on(k)
-            on_progress(Progress(count, count, "Joining"))
-            with watch("join"):
-                regions, steps = self._join()
+            while True:
+                progress = next(steps)
+                if progress is not None:
+                    on_progress(progress)
+        except StopIteration as end:
+            made: Survey = end.value
+            return made
         except Stopped as stop:
             raise MedSightError(
                 "stopped", "The survey was stopped before it was complete.", "Start it again."
             ) from stop
+
+    def steps(self) -> Generator[Progress | None, None, Survey]:
+        """The same step by step; tells now and then how far it is, and None where there is nothing to tell.
+
+        Raises:
+            Stopped: It was told to.
+        """
+        watch = Stopwatch("look", "draw", "join")
+        slices, count = self._plan.slices, len(self._plan.slices)
+        self._looked.make_room(slices, self._plan.budget)
+        looking = self._volumes.look(self._looked, slices, budget=self._plan.budget, cancel=self._cancel)
+        while True:
+            with watch("look"):
+                done = next(looking, None)
+            if done is None:
+                break
+            yield Progress(done, count, "Looking at slices") if done else None
+        for k in slices:
+            check_stop(self._cancel)
+            with watch("draw"):
+                self._draw_on(k)
+            yield None
+        yield Progress(count, count, "Joining")
+        regions, joining = yield from watch.over("join", self._join())
+        return self._survey(regions, joining, watch.seconds)
+
+    def _survey(
+        self, regions: Mapping[str, VolumeRegion | None], joining: Sequence[str], seconds: Mapping[str, float]
+    ) -> Survey:
+        slices = self._plan.slices
         engine = self._volumes.engine
         profile = self._looked.profile(slices)
         return Survey(
@@ -137,15 +162,22 @@ class Surveying:
             },
             slices=tuple(slices),
             words=self._plan.words,
-            known=self._volumes.classes,
-            warnings=tuple(steps),
+            known=self._known(),
+            warnings=(*self._plan.warnings, *joining),
             provenance=Provenance(
                 model=engine.name,
                 digest=engine.digest,
-                settings={**engine.settings(), **self._plan.to_json(), "mode": "survey", "read": 0, "joining": steps},
-                timings={**watch.seconds, "total": sum(watch.seconds.values())},
+                settings={**engine.settings(), **self._plan.to_json(), "mode": "survey", "joining": list(joining)},
+                timings={**seconds, "total": sum(seconds.values())},
             ),
         )
+
+    def _known(self) -> tuple[str, ...]:
+        """What can be found in such a scan, and what was looked for all the same."""
+        classes = self._volumes.classes
+        chosen = {*self._volumes.taught(self._looked.cut.original)}
+        chosen.update(classes[number] for numbers in self._wanted.values() for number in numbers)
+        return tuple(name for name in classes if name in chosen)
 
     @torch.inference_mode()
     def _draw_on(self, k: int) -> None:
@@ -182,7 +214,7 @@ class Surveying:
                     )
                     self._best[name] = (float(sure[query]), code)
 
-    def _join(self) -> tuple[dict[str, VolumeRegion | None], list[str]]:
+    def _join(self) -> Generator[None, None, tuple[dict[str, VolumeRegion | None], list[str]]]:
         cut, slices = self._looked.cut, self._plan.slices
         frame, profile = cut.original.require_frame(), self._looked.profile(slices)
         regions: dict[str, VolumeRegion | None] = {}
@@ -198,6 +230,6 @@ class Surveying:
                 code=self._best.get(name, (0.0, ""))[1],
                 probability=sum(sure) / len(sure) if sure else 0.0,
             )
-            regions[name], done = stoppable(partial(make, keys=keys, joined=True), self._cancel)
+            regions[name], done = yield from stoppable(partial(make, keys=keys, joined=True), self._cancel)
             steps += done
         return regions, steps

@@ -26,6 +26,8 @@ class MedSightConfig(PreTrainedConfig):
         num_region_queries, perceiver_stages, perceiver_stacks, perceiver_heads, perceiver_head_dim,
         perceiver_ff_mult, perceiver_self_attention: see `RegionPerceiver`.
         class_names: what the class head tells apart; "no object" comes on top. Empty: `num_classes` unnamed ones.
+        class_modalities: in which modalities (spelt as in `modality_names`) the training data showed each class, by its
+            name; None where that is not known.
         num_classes: number of classes when they have no names.
         modality_names: groups of the codebook in order; their number is K. Empty: `num_code_groups` unnamed ones.
         num_code_groups: K when the groups have no names.
@@ -92,6 +94,7 @@ class MedSightConfig(PreTrainedConfig):
     perceiver_ff_mult: int = 4
     perceiver_self_attention: bool = False
     class_names: list[str] | tuple[str, ...] = ()
+    class_modalities: dict[str, list[str]] | None = None
     num_classes: int = 17
     modality_names: list[str] | tuple[str, ...] = ()
     num_code_groups: int = 18

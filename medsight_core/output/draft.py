@@ -137,7 +137,7 @@ class Draft:
                 {"name": finding.name, "found": finding.region is not None, "presence": _presence(finding)}
                 for finding in self.evidence.findings
             ],
-            "slices_read": list(self.evidence.slices),
+            "slices_looked_at": list(self.evidence.slices),
             "warnings": list(self.warnings),
             "source": {
                 "kind": self.volume.source.kind,

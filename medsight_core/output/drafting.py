@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,12 @@ from medsight_core.naming import is_lesion, same_name
 from medsight_core.output.draft import Draft, Reply, Section, Sentence, Structure
 from medsight_core.output.draft_template import ReportTemplate, SectionPlan
 from medsight_core.output.key_image import Shown
-from medsight_core.questioning import slices_text
+from medsight_core.questioning import resting_text, slices_text
 from medsight_core.regions import Answer, VolumeRegion
-from medsight_core.terminology import display_colours
+from medsight_core.terminology import display_colours, normal_words
+
+OVERLAP = 0.25
+"""From this share of the smaller one on, that two structures lie over each other is worth a word."""
 
 
 def make_draft(
@@ -75,8 +79,24 @@ def make_draft(
         evidence=evidence,
         sections=tuple(one for one in sections if one.sentences or one.structures or one.replies),
         shown=tuple(shown),
-        warnings=tuple(dict.fromkeys(warnings)),
+        warnings=tuple(dict.fromkeys((*warnings, *overlaps(shown)))),
     )
+
+
+def overlaps(shown: Sequence[Shown]) -> Iterator[str]:
+    """A sentence for each two structures that claim the same place, of which one must be wrong there.
+
+    Where one is a kind of the other by name ("anterior hippocampus", "hippocampus"), they may.
+    """
+    for one, other in combinations(shown, 2):
+        words = [set(normal_words(each.region.label)) for each in (one, other)]
+        if words[0] <= words[1] or words[1] <= words[0] or is_lesion(one.region.label) != is_lesion(other.region.label):
+            continue
+        less = min((one, other), key=lambda each: each.measured.voxels)
+        share = np.count_nonzero(one.region.mask & other.region.mask) / less.measured.voxels
+        if share >= OVERLAP:
+            names = f"{_spelt(one.region.label)['Name']} ({one.number}) and {other.region.label} ({other.number})"
+            yield f"{names} lie over each other: {share:.0%} of the {less.region.label} is both; one of them is wrong."
 
 
 def _finding(evidence: Evidence, name: str) -> Finding | None:
@@ -133,14 +153,12 @@ def _technique(volume: Volume, evidence: Evidence) -> Iterator[Sentence]:
     plane = str(settings.get("plane", "acquired"))
     if plane == "acquired":
         read = "All slices were" if len(evidence.slices) == slices else f"{slices_text(evidence.slices)} alone were"
-        text = f"{read[:1].upper()}{read[1:]} read by {model}; slices count from 0."
+        text = f"{read[:1].upper()}{read[1:]} looked at by {model}; slices count from 0."
         yield Sentence(text=text, basis="slices", slices=evidence.slices)
         return
     first, end = settings.get("slices", (0, 0))
-    text = (
-        f"{end - first} {plane} slices were read by {model}; slices count from 0, and where no plane is named they are"
-    )
-    text += " those that were acquired."
+    text = f"{end - first} {plane} slices were looked at by {model}; slices count from 0, and where no plane is named "
+    text += "they are those that were acquired."
     yield Sentence(text=text, basis="slices", slices=tuple(range(first, end)), plane=plane)
 
 
@@ -206,7 +224,7 @@ def _reply(question: str, answer: Answer) -> Reply:
         slices, plane = settings.get("slices_read", ()), str(settings.get("plane", "acquired"))
     rests = tuple(int(k) for k in slices)
     sentence = Sentence(
-        text=answer.text,
+        text=answer.text.removesuffix(resting_text(rests)),  # which the sentence says itself
         basis="slices" if rests else "nothing",
         slices=rests,
         plane="" if plane == "acquired" else plane,

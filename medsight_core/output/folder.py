@@ -10,12 +10,13 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from medsight_core.errors import InputError
+from medsight_core.imaging.files import printable
 
 if TYPE_CHECKING:
     from medsight_core.imaging.volume import Volume
@@ -33,13 +34,14 @@ NRRD_SEGMENTATION: Final = "segmentation.seg.nrrd"
 NIFTI_SEGMENTATION: Final = "segmentation.nii.gz"
 NIFTI_LABELS: Final = "segmentation.json"
 SEGMENT: Final = "segment.json"
+ROW: Final = "row.json"
 MASKS: Final = "masks"
 KEY_IMAGES: Final = "key-images"
 
 # What any command writes: an answer and a report that went into the same folder must not be mixed up.
 _OURS: Final = (
     ANSWER, OVERLAY, REPORT, REPORT_TEXT, REPORT_DATA, STRUCTURED_REPORT, DICOM_SEGMENTATION, NRRD_SEGMENTATION,
-    NIFTI_SEGMENTATION, NIFTI_LABELS, SEGMENT,
+    NIFTI_SEGMENTATION, NIFTI_LABELS, SEGMENT, ROW,
 )  # fmt: skip
 _OUR_FOLDERS: Final = {MASKS: re.compile(r"\d{2,}_[a-z0-9-]+\.png"), KEY_IMAGES: re.compile(r"\d{2,}_[a-z0-9-]+\.jpg")}
 
@@ -99,7 +101,13 @@ def slug(label: str) -> str:
 
 def anonymous(sentence: str, volume: Volume) -> str:
     """A sentence without the names of the scan's files and of its folder, which often hold a name or a UID."""
-    names = {name for path in volume.source.paths for name in (path.name, path.parent.name) if len(name) > 2}
+    return without_names(sentence, volume.source.paths)
+
+
+def without_names(sentence: str, paths: Iterable[Path]) -> str:
+    """A sentence without the names of files and of their folders."""
+    names = {name for path in paths for name in (path.name, path.parent.name) if len(name) > 2}
+    names |= {printable(name) for name in names}  # as readers show them, shortened
     for name in sorted(names, key=len, reverse=True):
         sentence = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", "the scan", sentence)
     return re.sub(r"(^|\. )the scan", r"\1The scan", sentence)

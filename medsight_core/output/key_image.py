@@ -70,7 +70,7 @@ def key_image(volume: Volume, shown: Sequence[Shown], slice_index: int) -> KeyIm
     size = canvas_size(question)
     scan = slice_picture(question)
     if volume.has_place:
-        _name_sides(scan, turned.volume.slice_frame(question.slice_index))
+        name_sides(scan, turned.volume.slice_frame(question.slice_index))
     marks = Image.new("RGBA", size)
     for one in shown:
         mask = turned.forth(one.region.mask)[question.slice_index]
@@ -116,8 +116,8 @@ def _draw_line(pen: ImageDraw.ImageDraw, ends: list[tuple[float, float]], width:
             pen.line(stroke, fill=colour, width=thickness)
 
 
-def _name_sides(picture: Image.Image, frame: Frame) -> None:
-    """Writes at each rim which side of the patient lies there."""
+def name_sides(picture: Image.Image, frame: Frame) -> None:
+    """Writes at each rim of an upright slice which side of the patient lies there."""
     pen = ImageDraw.Draw(picture)
     wide, high = picture.size
     unit = max(picture.size) / 36

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from medsight_core.imaging.planes import reformat
+from medsight_core.output.key_image import name_sides
 from medsight_core.output.overlay import (
     Colour,
     Size,
@@ -67,11 +68,14 @@ class Sheet:
     size: Size
 
     def scan(self) -> Image.Image:
-        """The slices without any mask, each with its number, RGB."""
+        """The slices without any mask, each with its number and, where they are known, the patient's sides, RGB."""
         sheet = Image.new("RGB", self.size)
         pen = ImageDraw.Draw(sheet)
         for tile in self.tiles:
-            sheet.paste(slice_picture(tile.question).resize(tile.size, Image.Resampling.LANCZOS), tile.corner)
+            picture = slice_picture(tile.question).resize(tile.size, Image.Resampling.LANCZOS)
+            if tile.question.volume.has_place:
+                name_sides(picture, tile.question.volume.slice_frame(tile.slice_index))
+            sheet.paste(picture, tile.corner)
             place = (tile.corner[0] + 8, tile.corner[1] + 6)
             font = letters(max(13, tile.size[0] / 26))
             pen.text(place, f"slice {tile.slice_index}", fill=_INK, font=font, stroke_width=2, stroke_fill=(0, 0, 0))

@@ -54,7 +54,9 @@ class Written:
     answer: dict[str, Any]
 
 
-def write_answer(question: Question, answer: Answer, folder: Path, *, nifti: bool = False) -> Written:
+def write_answer(
+    question: Question, answer: Answer, folder: Path, *, nifti: bool = False, identity: str | None = None
+) -> Written:
     """Writes answer.json, overlay.png, report.html, masks and a segmentation into ``folder``, which is made if need be.
 
     Without a region that has pixels there is no mask and no segmentation. The pictures of an answer about a volume show
@@ -65,22 +67,27 @@ def write_answer(question: Question, answer: Answer, folder: Path, *, nifti: boo
         answer: What came back.
         folder: Where to.
         nifti: Write a NIfTI label map as well, with the meaning of its numbers beside it.
+        identity: What the UIDs of a DICOM segmentation are made from; None for new ones.
 
     Raises:
         InputError: The folder cannot be written.
         MedSightError: The segmentation cannot be made from this source.
     """
-    folder, content, made = write_whole(folder, lambda staging: _make(question, answer, staging, nifti=nifti))
+
+    def make(staging: Path) -> dict[str, Any]:
+        return _make(question, answer, staging, nifti=nifti, identity=identity)
+
+    folder, content, made = write_whole(folder, make)
     names = sorted(made, key=lambda name: (name != REPORT, MASKS in name, name))
     return Written(folder=folder, files=tuple(names), answer=content)
 
 
-def _make(question: Question, answer: Answer, folder: Path, *, nifti: bool) -> dict[str, Any]:
+def _make(question: Question, answer: Answer, folder: Path, *, nifti: bool, identity: str | None) -> dict[str, Any]:
     answer = replace(answer, warnings=tuple(anonymous(sentence, question.volume) for sentence in answer.warnings))
     masks = list(_write_masks(answer.regions, folder))
     shown: list[Region | VolumeRegion] = [region for region in answer.regions if region.area_pixels]
     shown += [region for region in answer.volume_regions if region.voxels]
-    segmentation, said = write_segmentation(shown, question.volume, folder, answer.provenance)
+    segmentation, said = write_segmentation(shown, question.volume, folder, answer.provenance, identity=identity)
     label_map, missing = write_label_map(shown, question.volume, folder) if nifti else (None, ())
     said += missing
     answer = replace(answer, warnings=(*answer.warnings, *said))
@@ -160,11 +167,23 @@ def _write_masks(regions: Sequence[Region], folder: Path) -> Iterator[str | None
 
 
 def write_segmentation(
-    regions: Sequence[Region | VolumeRegion], volume: Volume, folder: Path, origin: Provenance
+    regions: Sequence[Region | VolumeRegion],
+    volume: Volume,
+    folder: Path,
+    origin: Provenance,
+    *,
+    identity: str | None = None,
 ) -> tuple[str | None, tuple[str, ...]]:
     """Writes the kind of segmentation that fits the source.
 
     A DICOM source that cannot be referred to (a required attribute is gone, say) still gives a .seg.nrrd.
+
+    Args:
+        regions: What was found.
+        volume: On which scan.
+        folder: Where to.
+        origin: Who found it.
+        identity: What the UIDs of a DICOM segmentation are made from; None for new ones.
 
     Returns:
         Name of the file, None where there is nothing to show; and why it is no DICOM Segmentation of a DICOM source.
@@ -179,7 +198,9 @@ def write_segmentation(
 
         path = folder / DICOM_SEGMENTATION
         try:
-            write_dicom_seg(regions, volume, path, model_name=origin.model, model_digest=origin.digest)
+            write_dicom_seg(
+                regions, volume, path, model_name=origin.model, model_digest=origin.digest, identity=identity
+            )
         except MedSightError as error:
             path.unlink(missing_ok=True)
             sentence = f"The segmentation was written as {NRRD_SEGMENTATION} instead of DICOM. {error}"

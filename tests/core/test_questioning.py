@@ -145,14 +145,14 @@ def test_it_is_what_was_spoken_of(evidence: Evidence) -> None:
 
 
 def test_what_was_not_looked_for_is_said_and_no_number_is(evidence: Evidence) -> None:
-    for question, thing in (
-        ("Is there an aorta?", "aorta"),
-        ("How large is the spaceship?", "spaceship"),
-        ("How many vertebrae are there?", "vertebrae"),
+    for question, said in (
+        ("Is there an aorta?", "I did not look for aorta."),
+        ("How large is the spaceship?", 'This model was never taught to find "spaceship" in CT.'),
+        ("How many vertebrae are there?", 'This model was never taught to find "vertebrae" in CT.'),
+        ("Is there a lesion in the femur?", 'This model was never taught to find "femur" in CT.'),
     ):
         answer = ask(question, evidence)
-        assert f"I did not look for {thing}" in answer.text
-        assert "I looked for liver, spleen, kidney, lesion, polyp." in answer.text
+        assert answer.text == f"{said} I looked for liver, spleen, kidney, lesion, polyp."
         assert not numbers(answer.text) and not answer.volume_regions
     answer = ask("Is there a lesion in the aorta?", evidence)
     assert "I did not look for the aorta" in answer.text and not numbers(answer.text)
@@ -164,6 +164,18 @@ def test_what_was_not_found_rests_on_all_slices_read(evidence: Evidence) -> None
     assert "found none" in ask("How large is the polyp?", evidence).text
     nowhere = ask("Is there a lesion in the polyp?", evidence)
     assert "The polyp was not found" in nowhere.text and not nowhere.volume_regions
+
+
+def test_no_lesion_of_the_kinds_that_are_known_is_not_no_lesion() -> None:
+    volume = volume_on(Grid())
+    (liver,) = (r for r in regions(Grid().frame) if r.label == "liver")
+    known = Evidence.gather(volume, {"liver": liver, "kidney tumor": None, "polyp": None}, provenance=MODEL)
+    for question in ("Is there a lesion in the liver?", "How many lesions are there?"):
+        text = ask(question, known).text
+        assert text.startswith(
+            "None was found of the only kinds that could be looked for: kidney tumor, polyp. Any other"
+        )
+    assert ask("Is there a polyp?", known).text.startswith("No. I looked for polyp")
 
 
 @pytest.mark.parametrize("question", ["Describe the findings.", "Segment the liver.", "Why?", "Is this a CT?", ""])

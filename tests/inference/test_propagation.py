@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medsight_core.geometry import Frame
-from medsight_core.inference.propagation import AREA_CHANGE, Chain, goes_on, join, shares
+from medsight_core.inference.propagation import AREA_CHANGE, Chain, goes_on, innermost, join, prompts_for, shares
 from medsight_core.regions import Region, Span
 
 FRAME = Frame.from_affine(np.diag([3.0, 0.7, 0.7, 1.0])[[2, 1, 0, 3]], (9, 40, 40))
@@ -48,6 +48,34 @@ def test_a_chain_ends_at_nothing_and_at_another_structure() -> None:
     empty = Chain(start=square(10, 4), direction=-1)
     empty.add(None)
     assert empty.ended and empty.regions == []
+
+
+def test_a_region_is_looked_for_by_a_click_with_and_without_its_mask() -> None:
+    before = square(9, 4)
+    (click, mask), (alone,) = prompts_for(before, FRAME.slice(5))
+    assert (click.kind, mask.kind) == ("point", "mask") and alone is click
+    assert mask.mask is not None and np.array_equal(mask.mask, before.mask)
+    assert np.allclose(FRAME.to_index(click.points), [[5, 9, 9]])
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(1, 10), st.integers(1, 10))
+def test_the_innermost_pixel_is_inside_and_as_far_from_the_border_as_any(
+    top: int, left: int, rows: int, columns: int
+) -> None:
+    mask = np.zeros((40, 40), bool)
+    mask[top : top + rows, left : left + columns] = True
+    row, column = innermost(mask)
+    assert mask[row, column]
+    depth = min(row - top, top + rows - 1 - row, column - left, left + columns - 1 - column)
+    assert depth == (min(rows, columns) - 1) // 2
+
+
+def test_the_innermost_pixel_of_a_crooked_mask_lies_in_its_thick_part() -> None:
+    mask = np.zeros((40, 40), bool)
+    mask[20, :] = True
+    mask[2:9, 30:37] = True
+    mask[9:20, 33] = True
+    assert innermost(mask) == (5, 33)
 
 
 @given(st.sets(st.integers(3, 40), min_size=1, max_size=6), st.integers(0, 3), st.integers(41, 50))

@@ -17,7 +17,8 @@ from medsight_core.geometry import Frame
 from medsight_core.imaging.volume import Volume
 from medsight_core.inference.engine import Engine
 from medsight_core.inference.inputs import draw_prompts, slice_transform
-from medsight_core.inference.pointing import Pointer
+from medsight_core.inference.pointing import Pointer, shared
+from medsight_core.inference.propagation import AGREEMENT, innermost
 from medsight_core.inference.session import Session
 from medsight_core.outline import lasso
 from medsight_core.regions import Prompt, Region, Span, VolumeRegion
@@ -25,6 +26,8 @@ from tests.inference.tiny import photograph, save_tiny, stack
 
 SLICES, ROWS, COLUMNS = 9, 50, 80
 SOMETHING, NOTHING = -20.0, 20.0
+FOLLOWED = 1 + 2 * (SLICES - 1)
+"""Passes for one click that is followed through all slices."""
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,13 @@ def seeing(checkpoint: Path) -> Callable[[float], Engine]:
         return engines[bias]
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def undemanding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What random weights make of a click has little to do with what they make of it with a mask or a slice further."""
+    monkeypatch.setattr("medsight_core.inference.session.AGREEMENT", 0.0)
+    monkeypatch.setattr("medsight_core.inference.propagation.goes_on", lambda before, after: True)
 
 
 @pytest.fixture
@@ -205,13 +215,13 @@ def test_undo_and_redo_go_back_and_forth_without_a_pass(engine: Engine, volume: 
     assert session.undo() is third and session.perceived == passes + 1
 
 
-def test_following_costs_one_look_and_one_pass_a_slice(engine: Engine, volume: Volume) -> None:
+def test_following_costs_one_look_and_two_passes_a_slice(engine: Engine, volume: Volume) -> None:
     session = Session(engine, volume)
     session.add(point(volume, 20, 30, 4), 4)
     events = list(session.propagate())
     region = found(events)
     assert isinstance(events[-1], Done) and events[-1].answer.volume_regions == (region,)
-    assert (session.encoded, session.perceived) == (SLICES, SLICES)
+    assert (session.encoded, session.perceived) == (SLICES, FOLLOWED)
     assert region.mask.shape == volume.array.shape and volume.frame is not None
     assert region.frame.is_close(volume.frame) and region.key_slices == (4,)
     assert region.slices == (0, SLICES - 1)
@@ -223,10 +233,10 @@ def test_following_costs_one_look_and_one_pass_a_slice(engine: Engine, volume: V
     assert steps[-1].done == steps[-1].total == SLICES
     answer = fold(iter(events))
     assert answer.text == region.label and answer.volume_regions[0].span.of(answer.text) == region.label
-    assert answer.provenance.settings["perceived"] == SLICES
+    assert answer.provenance.settings["perceived"] == FOLLOWED
 
 
-def test_the_mask_of_the_slice_before_is_the_prompt(engine: Engine, volume: Volume) -> None:
+def test_a_click_with_and_without_the_mask_of_the_slice_before_are_the_prompts(engine: Engine, volume: Volume) -> None:
     session = Session(engine, volume)
     session.add(point(volume, 20, 30, 4), 4)
     list(session.propagate())
@@ -236,10 +246,39 @@ def test_the_mask_of_the_slice_before_is_the_prompt(engine: Engine, volume: Volu
         assert source is not None and target is not None
         frame = volume.slice_frame(k)
         transform = slice_transform(engine.processor, frame)
-        raster = draw_prompts([Prompt(kind="mask", mask=source.mask)], frame, transform)
-        pointed = pointer.point(engine.features.get(volume, [k])[0], raster, modality="MR")
+        click, mask = point(volume, *innermost(source.mask), k), Prompt(kind="mask", mask=source.mask)
+        rasters = [draw_prompts(prompts, frame, transform) for prompts in ([click, mask], [click])]
+        (vision,) = engine.features.get(volume, [k])
+        pointed = pointer.point(vision, *rasters, modality="MR")
         by_hand = pointed.region(transform=transform, slice_index=k, frame=frame)
         assert by_hand is not None and np.array_equal(by_hand.mask, target.mask), k
+        alone = [pointer.point(vision, raster, modality="MR") for raster in rasters]
+        assert np.allclose(pointed.logits, (alone[0].logits + alone[1].logits) / 2, atol=1e-5)
+        assert pointed.nothing == pytest.approx((alone[0].nothing + alone[1].nothing) / 2, abs=1e-6)
+        assert pointed.agreement == shared(np.stack([one.logits > 0 for one in alone]))
+        assert pointed.code == alone[0].code and alone[0].agreement == 1.0
+
+
+def test_following_ends_where_the_two_ways_do_not_mean_the_same(
+    engine: Engine, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Session(engine, volume)
+    whole.add(point(volume, 20, 30, 4), 4)
+    assert found(list(whole.propagate())).slices == (0, SLICES - 1)
+    session = Session(engine, volume)
+    session.add(point(volume, 20, 30, 4), 4)
+    monkeypatch.setattr("medsight_core.inference.session.AGREEMENT", AGREEMENT)
+    monkeypatch.setattr("medsight_core.inference.pointing.shared", lambda masks: AGREEMENT - 0.01)
+    assert found(list(session.propagate())).slices == (4, 4)
+
+
+def test_what_masks_share() -> None:
+    some = np.zeros((2, 4, 4), bool)
+    assert shared(some) == 1.0
+    some[0, :2] = True
+    assert shared(some) == 0.0 and shared(some[:1]) == 1.0
+    some[1, 1:3] = True
+    assert shared(some) == pytest.approx(4 / 12)
 
 
 def test_following_ends_where_there_is_nothing(seeing: Callable[[float], Engine], volume: Volume) -> None:
@@ -247,7 +286,7 @@ def test_following_ends_where_there_is_nothing(seeing: Callable[[float], Engine]
     session.add(box(volume, 4, (10, 20), (39, 59)), 4)
     region = found(list(session.propagate()))
     assert region.slices == (4, 4)
-    assert session.perceived == 3, "one for the box, one for each neighbour"
+    assert session.perceived == 5, "one for the box, two for each neighbour"
 
 
 def test_a_correction_elsewhere_is_followed_from_there(engine: Engine, volume: Volume) -> None:
@@ -263,7 +302,7 @@ def test_a_correction_elsewhere_is_followed_from_there(engine: Engine, volume: V
     after = found(list(session.propagate()))
     assert after.key_slices == (2, 6)
     # Slices up to the middle, 4, belong to slice 2 and were followed before; 5, 7 and 8 are followed from 6.
-    assert session.perceived == passes + 1 + 3
+    assert session.perceived == passes + 1 + 2 * 3
     assert session.encoded == SLICES
     assert np.array_equal(after.mask[:5], before.mask[:5])
     assert np.array_equal(after.mask[6], corrected.mask)
@@ -295,11 +334,11 @@ def test_cancel_ends_before_the_next_slice_and_work_can_go_on(engine: Engine, vo
         events.append(event)
         if isinstance(event, Progress) and event.done == 3:
             cancel.set()
-    assert session.perceived == 3
+    assert session.perceived == 1 + 2 * 2
     assert found(events).slices == (4, 6)
     assert any(isinstance(event, Warning) and "stopped" in event.sentence for event in events)
     whole = found(list(session.propagate()))
-    assert session.perceived == SLICES, "what was followed before is not followed again"
+    assert session.perceived == FOLLOWED, "what was followed before is not followed again"
     other = Session(engine, volume)
     other.add(point(volume, 20, 30, 4), 4)
     assert np.array_equal(whole.mask, found(list(other.propagate())).mask)

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from medsight_core.errors import InputError, MedSightError
-from medsight_core.events import Done, Event, Failed, Progress, RegionFound, TextDelta, fold
+from medsight_core.events import Done, Event, Failed, Progress, RegionFound, TextDelta, Warning, fold
 from medsight_core.geometry import Frame
 from medsight_core.imaging.volume import Source, Volume, open_volume
-from medsight_core.inference.asking import Stopped, stoppable
 from medsight_core.inference.engine import Engine
 from medsight_core.inference.plan import Pace
+from medsight_core.inference.reply import finish
+from medsight_core.inference.stopping import Stopped, stoppable
 from medsight_core.inference.volumes import VolumeEngine
 from medsight_core.regions import Answer, Question, VolumeRegion
 from tests.inference.tiny import noise, save_tiny, stack
@@ -158,8 +159,7 @@ def test_what_the_eye_saw_and_the_words_deny_is_told(scripted: Callable[..., Eng
     engine, volume = scripted(NO, NO, folder=named), scan(5)
     volumes = VolumeEngine(engine, pace=PACE, key_slices=2)
     looked = volumes.known(volume, "acquired")
-    fold_progress = list(volumes.look(looked, range(5), budget=1 << 30))
-    assert fold_progress == [5]
+    assert list(volumes.look(looked, range(5), budget=1 << 30)) == [0, 0, 0, 0, 5]
     for k, sure in enumerate((0.0, 0.9, 0.1, 0.85, 0.0)):
         looked.presence[k] = np.array([0, sure, 0, 0, sure], dtype=np.float32)
     answer = fold(volumes.ask(ASKED, volume))
@@ -217,6 +217,35 @@ def test_a_second_question_looks_at_nothing_again(random: Engine) -> None:
     assert passes.count("vision") == volume.n_slices
 
 
+def test_several_volumes_are_remembered_within_one_budget(random: Engine) -> None:
+    volumes, scans = VolumeEngine(random, pace=PACE), [scan(4, seed=n) for n in range(5)]
+    first = [fold(volumes.ask(ASKED, volume)) for volume in scans]
+    passes = counted(random)
+    for n in (4, 1):
+        assert same(first[n], fold(volumes.ask(ASKED, scans[n])))
+    assert not passes
+    assert same(first[0], fold(volumes.ask(ASKED, scans[0])))
+    assert passes.count("vision") == 4, "of the fifth last nothing is left"
+    small = VolumeEngine(random, pace=PACE, budget=5 * PACE.kept)
+    for n in (0, 1, 2, 0):
+        assert same(first[n], fold(small.ask(ASKED, scans[n])))
+        assert sum(small.known(volume, "acquired").bytes for volume in scans[:3]) <= 5 * PACE.kept
+
+
+def test_two_questions_side_by_side_do_not_mix(random: Engine) -> None:
+    volumes, one, two = VolumeEngine(random, pace=PACE), scan(8, seed=1), scan(8, seed=2)
+    asked = [(ASKED, one), ("Is there a polyp? Why?", one), (ASKED, two)]
+    alone = [fold(VolumeEngine(random, pace=PACE).ask(text, volume)) for text, volume in asked]
+    streams = [volumes.steps(text, volume) for text, volume in asked]
+    ends: dict[int, Answer] = {}
+    while len(ends) < len(streams):
+        for n, stream in enumerate(streams):
+            event = next(stream, None)
+            if isinstance(event, Done):
+                ends[n] = event.answer
+    assert all(same(ends[n], answer) for n, answer in enumerate(alone))
+
+
 @pytest.mark.parametrize("after", [0, 4, 40])
 def test_it_stops_when_asked(random: Engine, after: int) -> None:
     """At the next slice, whatever is being done; what was found so far is not passed off as an answer."""
@@ -239,12 +268,12 @@ def test_what_cannot_be_interrupted_is_left_alone() -> None:
     threading.Timer(0.2, cancel.set).start()
     started = time.perf_counter()
     with pytest.raises(Stopped):
-        stoppable(lambda: slow.wait(20), cancel)
+        finish(stoppable(lambda: slow.wait(20), cancel))
     assert time.perf_counter() - started < 5
     slow.set()
-    assert stoppable(lambda: 3, threading.Event()) == 3 and stoppable(lambda: 4, None) == 4
+    assert finish(stoppable(lambda: 3, threading.Event())) == 3 and finish(stoppable(lambda: 4, None)) == 4
     with pytest.raises(KeyError):
-        stoppable(lambda: {}["no"], threading.Event())
+        finish(stoppable(lambda: {}["no"], threading.Event()))
 
 
 def turned(volume: Volume, *, transpose: bool, rows: bool, columns: bool, slices: bool) -> Volume:
@@ -335,6 +364,30 @@ def test_bad_input_is_refused_before_any_work(random: Engine, volume: Callable, 
         ask(random, volume(), **how)
     assert caught.value.code == code and not passes
     assert "\n" not in str(caught.value)
+
+
+def flat(gap: float = 10.0) -> Volume:
+    """Slices of 1 mm pixels, ``gap`` mm apart."""
+    volume = scan(6, 30, 34)
+    frame = Frame.from_affine(np.diag([gap, 1.0, 1.0, 1.0])[[2, 1, 0, 3]], volume.array.shape)
+    return replace(volume, frame=frame, slice_frames=tuple(frame.slice(k) for k in range(6)))
+
+
+@pytest.mark.parametrize(
+    ("plane", "said"),
+    [("acquired", "10 mm apart and their pixels 1 mm (1:10)"), ("coronal", "pixels of 10 x 1 mm and lie 1 mm apart")],
+)
+@pytest.mark.parametrize("text", [ASKED, "the largest polyp"])
+def test_long_thin_voxels_are_named_before_any_work(random: Engine, plane: str, said: str, text: str) -> None:
+    passes = counted(random)
+    volumes = VolumeEngine(random, pace=PACE)
+    (sentence,) = volumes.plan(flat(), plane=plane).warnings  # type: ignore[arg-type]
+    assert said in sentence and sentence.endswith((" where there is one.", " that were acquired."))
+    stream = volumes.ask(text, flat(), plane=plane)  # type: ignore[arg-type]
+    assert next(stream) == Warning(sentence) and not passes
+    answer = fold(stream)
+    assert answer.warnings.count(sentence) == 1
+    assert not volumes.plan(flat(9.9), plane=plane).warnings and not volumes.plan(scan()).warnings  # type: ignore[arg-type]
 
 
 def test_a_survey_finds_by_name(random: Engine) -> None:

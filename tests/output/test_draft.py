@@ -140,6 +140,21 @@ def test_a_structure_at_the_end_of_the_scan_is_said_to_be_cut_off(ct: Volume) ->
     assert "cut off by the end of the scan" in str(sentences(draft_of(ct, cut)))
 
 
+def test_two_structures_that_claim_one_place_are_named(ct: Volume) -> None:
+    regions = {
+        "colon": region(ct, np.s_[1:7, 4:16, 5:20], "colon"),
+        "stomach": region(ct, np.s_[1:3, 4:16, 5:25], "stomach"),
+        "anterior colon": region(ct, np.s_[1:7, 4:8, 5:20], "anterior colon"),
+        "colon polyp": region(ct, np.s_[2:3, 5:8, 6:9], "colon polyp"),
+    }
+    assert draft_of(ct, regions, warnings=("First.",)).warnings == (
+        "First.",
+        "Colon (1) and stomach (2) lie over each other: 75% of the stomach is both; one of them is wrong.",
+        "Stomach (2) and anterior colon (3) lie over each other: "
+        "33% of the anterior colon is both; one of them is wrong.",
+    )
+
+
 def test_answers_stand_with_the_slices_they_rest_on(ct: Volume) -> None:
     evidence = Evidence.gather(ct, found(ct), provenance=MODEL)
     asked = ("Is there a lesion in the liver?", "How large is the liver?", "Is there a spleen?")

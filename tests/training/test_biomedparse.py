@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.data.biomedparse import Sample, Target, class_names, hold_out, load_samples, sampling_weights
+from training.data.biomedparse import (
+    Sample,
+    Target,
+    class_modalities,
+    class_names,
+    hold_out,
+    load_samples,
+    sampling_weights,
+)
 
 SIDE = 16
 
@@ -127,3 +135,20 @@ def test_normal_images_and_rare_diagnoses_are_seen_enough() -> None:
 
 def test_class_names_are_the_precise_ones(root: Path) -> None:
     assert class_names(load_samples(root, split="train")) == ["liver", "yolk sac tumor"]
+
+
+def test_classes_are_shown_in_modalities(root: Path) -> None:
+    samples = load_samples(root, split="train")
+    samples = [samples[0], replace(samples[1], modality="MRI"), replace(samples[1], modality="unknown")]
+    assert class_modalities(samples, ["liver", "spleen", "tumor"]) == {
+        "liver": ["CT", "MRI"], "spleen": [], "tumor": ["CT"],
+    }  # fmt: skip
+
+
+def test_the_built_in_model_says_what_was_shown_in_which() -> None:
+    folder = Path(__file__).parents[2] / "medsight_core" / "checkpoints" / "medsight-mini"
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    shown = config["class_modalities"]
+    assert list(shown) == config["class_names"]
+    assert all(modalities and set(modalities) <= set(config["modality_names"]) for modalities in shown.values())
+    assert shown["liver"] == ["CT"] and shown["optic disc"] == ["Fundus"]

@@ -125,6 +125,15 @@ def class_names(samples: Iterable[Sample]) -> list[str]:
     return sorted({target.name for sample in samples for target in sample.targets})
 
 
+def class_modalities(samples: Iterable[Sample], classes: Iterable[str]) -> dict[str, list[str]]:
+    """In which modalities each class is shown, sorted; images of unknown modality say nothing."""
+    shown: dict[str, set[str]] = {name: set() for name in classes}
+    for sample in samples:
+        for name in {name for target in sample.targets for name in target.names} & shown.keys():
+            shown[name].add(sample.modality)
+    return {name: sorted(modalities - {"unknown"}) for name, modalities in shown.items()}
+
+
 def sampling_weights(samples: Sequence[Sample], power: float = 0.5) -> np.ndarray:
     """Probability of each sample: groups weigh as their size to the `power`, so that small ones are seen enough.
 
