@@ -47,6 +47,8 @@ def run_info(*, scan: Path, series: str | None, resample: bool, as_json: bool) -
 
 def describe(volume: Volume) -> dict[str, Any]:
     """What `medsight info` tells, ready for ``json.dumps``."""
+    from medsight_core.imaging.burned_in import burned_in_risk
+
     source, frame = volume.source, volume.slice_frame(volume.middle)
     return {
         "kind": source.kind,
@@ -68,6 +70,7 @@ def describe(volume: Volume) -> dict[str, Any]:
         "photometric": source.photometric,
         "regular": volume.frame is not None,
         "problem": _problem(volume),
+        "burned_in": burned_in_risk(volume),
         "warnings": list(volume.warnings),
     }
 
@@ -140,6 +143,8 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("Series", facts["series_uid"]))
     if facts["problem"]:
         lines.append(("Problem", f"{facts['problem']['sentence']} {facts['problem']['remedy']}".strip()))
+    if facts["burned_in"]:
+        lines.append(("Before sending", facts["burned_in"]))
     problem = facts["problem"]["sentence"] if facts["problem"] else None
     lines.extend(("Please note", sentence) for sentence in facts["warnings"] if sentence != problem)
     return lines

@@ -7,7 +7,7 @@ taken for it; then the pixels, slice by slice, straight into the volume's array.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +18,7 @@ from pydicom.pixels import apply_modality_lut
 
 from medsight_core.errors import InputError
 from medsight_core.geometry import Frame
+from medsight_core.imaging.burned_in import pixel_text
 from medsight_core.imaging.dicom_folder import Broken, choose_series, series_of, without_broken
 from medsight_core.imaging.dicom_header import Header, name, read_header
 from medsight_core.imaging.dicom_pixels import check_codec, read_frames
@@ -70,7 +71,7 @@ def read_dicom_folder(folder: Path, *, series: str | None = None) -> Volume:
         InputError: no_dicom, several_series, unknown_series, mixed_sizes, unsupported_codec, pixels_unreadable and all
             that a header can be refused for.
     """
-    found = _scan(folder)
+    found = _scan(regular_files(folder))
     if not found.series:
         if found.broken:
             raise found.broken[0].error
@@ -85,9 +86,27 @@ def read_dicom_folder(folder: Path, *, series: str | None = None) -> Volume:
     return _volume(found.series.pop(uid), warnings, broken=found.broken, others=tuple(found.series))
 
 
-def _scan(folder: Path) -> _Folder:
+def read_dicom_series(paths: Sequence[Path], uid: str) -> Volume:
+    """Reads one series whose files are known, wherever they lie.
+
+    Args:
+        paths: Its files. Damaged files that may belong to it are named or left out as in a folder.
+        uid: Its Series Instance UID; "" for files that have none.
+
+    Raises:
+        InputError: As `read_dicom_folder`.
+    """
+    found = _scan(paths)
+    if uid not in found.series:
+        if found.broken:
+            raise found.broken[0].error
+        raise InputError("no_dicom", "The files of the series hold no images of it.", "Look for the series again.")
+    return _volume(found.series.pop(uid), [], broken=found.broken, others=tuple(found.series))
+
+
+def _scan(paths: Iterable[Path]) -> _Folder:
     found = _Folder()
-    for path in regular_files(folder):
+    for path in paths:
         if sniff(path) != "dicom":
             found.skipped["file(s) that are not DICOM"] += 1
             continue
@@ -148,6 +167,7 @@ def _volume(
             photometric=layout.photometric,
             window=ordered[len(ordered) // 2].window,
             description=printable(head.text("SeriesDescription")),
+            pixel_text=pixel_text(list({plane.path: plane.header for plane in ordered}.values())),
         ),
         warnings=tuple(warnings),
         problem=laid.problem,

@@ -37,6 +37,7 @@ _KEYWORDS: Final = """
     RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData
     SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData
     SegmentedBluePaletteColorLookupTableData ExtendedOffsetTable ExtendedOffsetTableLengths
+    BurnedInAnnotation ConversionType
 """
 TAGS: Final = tuple(Tag(keyword) for keyword in _KEYWORDS.split())
 

@@ -7,8 +7,9 @@ segmentation goes exactly where its regions are (DICOM PS3.3 C.8.20, A.51).
 
 from __future__ import annotations
 
+import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -67,6 +68,7 @@ def write_dicom_seg(
     model_digest: str,
     series_description: str = SERIES_DESCRIPTION,
     keep_empty_frames: bool = False,
+    identity: str | None = None,
 ) -> Path | None:
     """Writes the regions of one answer as a DICOM Segmentation: BINARY, Explicit VR Little Endian.
 
@@ -78,6 +80,8 @@ def write_dicom_seg(
         model_digest: Digest of its weights, as the version of the algorithm.
         series_description: At most 64 characters.
         keep_empty_frames: Store also the slices without a mask; some older viewers misplace the others without them.
+        identity: What this object is, of all that were ever made: two with the same identity have the same UIDs, so
+            that the later one takes the place of the earlier one. None for UIDs that no other object has.
 
     Returns:
         The path, or None where there is no finding: nothing is written then.
@@ -101,6 +105,7 @@ def write_dicom_seg(
         for k, mask in segment.masks.items():
             masks[slices.index(k), ..., number] = mask
     first = headers[0]
+    uid = _uids(identity)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about values of the source that we copy as they are
@@ -108,10 +113,10 @@ def write_dicom_seg(
                 source_images=headers,
                 pixel_array=masks,
                 segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-                segment_descriptions=_descriptions(segments, model_name, model_digest),
-                series_instance_uid=generate_uid(prefix=None),
+                segment_descriptions=_descriptions(segments, model_name, model_digest, uid),
+                series_instance_uid=uid("series"),
                 series_number=_series_number(first),
-                sop_instance_uid=generate_uid(prefix=None),
+                sop_instance_uid=uid("instance"),
                 instance_number=1,
                 manufacturer="MedSIGHT",
                 manufacturer_model_name=plain_text(model_name) or "MedSIGHT",
@@ -126,6 +131,7 @@ def write_dicom_seg(
                 specific_character_set="ISO_IR 192",
             )
             refer_to_sources(segmentation, origins)
+            _set_dimensions(segmentation, uid("dimensions"))
             _set_slice_spacing(segmentation, volume)
             if "PlaneOrientationSequence" not in segmentation.SharedFunctionalGroupsSequence[0]:
                 # Required, though it may be empty, where there is no orientation in the patient (PS3.3 C.7.6.1).
@@ -178,7 +184,16 @@ def _stored_frame(group: Dataset, shared: Dataset, shape: tuple[int, ...]) -> Fr
     )
 
 
-def _descriptions(segments: Sequence[Segment], model_name: str, model_digest: str) -> list[hd.seg.SegmentDescription]:
+def _uids(identity: str | None) -> Callable[[str], str]:
+    """Gives the UID of a part of the object, by the part's name (PS3.5 B.2)."""
+    if identity is None:
+        return lambda part: generate_uid(prefix=None)
+    return lambda part: f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'MedSIGHT {part} {identity}').int}"
+
+
+def _descriptions(
+    segments: Sequence[Segment], model_name: str, model_digest: str, uid: Callable[[str], str]
+) -> list[hd.seg.SegmentDescription]:
     algorithm = hd.AlgorithmIdentificationSequence(
         name=plain_text(model_name) or "MedSIGHT",
         family=codes.DCM.ArtificialIntelligence,
@@ -195,7 +210,7 @@ def _descriptions(segments: Sequence[Segment], model_name: str, model_digest: st
             segmented_property_type=term.type,
             algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
-            tracking_uid=generate_uid(prefix=None),
+            tracking_uid=uid(f"segment {number}"),
             tracking_id=plain_text(f"{number} {segment.code} {segment.label}"),
             anatomic_regions=[term.region] if term.region else None,
             display_color=hd.color.CIELabColor.from_rgb(*segment.colour.rgb),
@@ -211,6 +226,12 @@ def _descriptions(segments: Sequence[Segment], model_name: str, model_digest: st
             ]
         descriptions.append(description)
     return descriptions
+
+
+def _set_dimensions(segmentation: Dataset, uid: str) -> None:
+    """The UID of the order of the frames, which highdicom makes anew each time."""
+    for item in (*segmentation.DimensionOrganizationSequence, *segmentation.DimensionIndexSequence):
+        item.DimensionOrganizationUID = uid
 
 
 def _series_number(header: Dataset) -> int:

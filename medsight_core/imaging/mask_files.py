@@ -11,14 +11,18 @@ from typing import Any, Final
 import nibabel
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.sr.coding import Code
 
 from medsight_core.errors import InputError
 from medsight_core.geometry import Frame
-from medsight_core.imaging.segments import Segment, plain_text, segments_of, used_slices, written_whole
+from medsight_core.imaging.segments import (
+    Segment,
+    segments_of,
+    slicer_terminology,
+    used_slices,
+    written_whole,
+)
 from medsight_core.imaging.volume import Volume
 from medsight_core.regions import Region, VolumeRegion
-from medsight_core.terminology import Term
 
 LABELS_PER_LAYER: Final = 255
 """Values of an unsigned 8-bit label map besides the background."""
@@ -193,31 +197,10 @@ def _slicer_fields(segment: Segment, layer: int, value: int, first: int) -> Mapp
 def _tags(segment: Segment) -> Mapping[str, str]:
     return {
         "Segmentation.Status": "completed",
-        "TerminologyEntry": _slicer_terminology(segment.term),
+        "TerminologyEntry": slicer_terminology(segment.term),
         "MedSIGHT.Code": segment.code,
         "MedSIGHT.Score": " ".join(f"{score:.4f}" for score in segment.scores),
     }
-
-
-def _slicer_terminology(term: Term) -> str:
-    """Context, category, type, modifier, region context, region, region modifier, as Slicer serialises them."""
-
-    def entry(code: Code | None) -> str:
-        parts = ("", "", "") if code is None else (code.scheme_designator, code.value, code.meaning)
-        return "^".join(plain_text(part) for part in parts)
-
-    modifier, region_modifier = (next(iter(codes), None) for codes in (term.type_modifiers, term.region_modifiers))
-    return "~".join(
-        (
-            "Segmentation category and type - DICOM master list",
-            entry(term.category),
-            entry(term.type),
-            entry(modifier),
-            "Anatomic codes - DICOM master list",
-            entry(term.region),
-            entry(region_modifier),
-        )
-    )
 
 
 def _unique_names(segments: Sequence[Segment]) -> dict[str, int]:

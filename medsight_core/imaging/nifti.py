@@ -69,6 +69,21 @@ def read_nifti(path: Path, *, volume: str | None = None) -> Volume:
     return finished(path, array, arrangement, warnings, kind="nifti")
 
 
+def read_arrangement(path: Path) -> Arrangement:
+    """How the axes (i, j, k) of a file that `read_nifti` reads become (slice, row, column); its values are not read.
+
+    For what other programs say in voxels of the file, and for what is given back to them on its grid.
+
+    Raises:
+        InputError: As `read_nifti`, for what is wrong with the header.
+    """
+    with damage_named(path), cast(BinaryIO, gzip.open(path)) if _is_gzip(path) else path.open("rb") as stream:
+        header, _ = _header(path, stream)
+        shape, _ = one_of_many(path, tuple(int(n) for n in header.get_data_shape()), "1")
+        affine, _ = _affine(path, header)
+        return arrange(RAS_TO_LPS @ affine, shape, path)
+
+
 def _is_gzip(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(2) == b"\x1f\x8b"

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from nibabel.orientations import io_orientation
 
 from medsight_core.errors import InputError
 from medsight_core.geometry import ORTHOGONALITY_TOLERANCE, Frame
@@ -128,6 +127,8 @@ def runs_backwards(frame: Frame) -> bool:
 
 def _nearest_axes(affine: npt.NDArray[np.float64]) -> tuple[list[int], list[int]]:
     """For each axis of the grid the world axis (LPS) that it follows most nearly, each taken once, and its sign."""
+    from nibabel.orientations import io_orientation  # here, because 3D Slicer has no nibabel and asks about planes
+
     orientation = io_orientation(affine)  # LPS in, LPS out
     return [int(axis) for axis in orientation[:, 0]], [int(sign) for sign in orientation[:, 1]]
 

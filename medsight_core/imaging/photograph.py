@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -19,8 +19,13 @@ FORMATS: Final = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")
 _EXIF_ORIENTATION: Final = 0x0112
 
 
-def read_photograph(path: Path) -> Volume:
+def read_photograph(path: Path, *, content: BinaryIO | None = None, formats: tuple[str, ...] = FORMATS) -> Volume:
     """Reads PNG, JPEG and the like as RGB uint8, or as grey values where they have more than 8 bits.
+
+    Args:
+        path: The file.
+        content: What is in it, where it is no file but came over the wire; ``path`` is then what to call it.
+        formats: That are taken, of `FORMATS`.
 
     Raises:
         InputError: too_large, pixels_unreadable.
@@ -28,7 +33,7 @@ def read_photograph(path: Path) -> Volume:
     warnings: list[str] = []
     with damage_named(path):
         try:
-            picture = Image.open(path, formats=FORMATS)
+            picture = Image.open(path if content is None else content, formats=formats)
         except Image.DecompressionBombError as error:
             raise InputError(
                 "too_large", f"{label(path)} declares too many pixels.", "Make it smaller first."

@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.sr.coding import Code
 
 from medsight_core.errors import InputError, MedSightError
 from medsight_core.imaging.volume import Volume
@@ -139,6 +140,27 @@ def _check(region: Region, volume: Volume) -> None:
 def used_slices(segments: Sequence[Segment]) -> list[int]:
     """The slices that any segment lies on, ascending."""
     return sorted({k for segment in segments for k in segment.masks})
+
+
+def slicer_terminology(term: Term) -> str:
+    """A term as 3D Slicer serialises it: context, category, type, modifier, region context, region, its modifier."""
+
+    def entry(code: Code | None) -> str:
+        parts = ("", "", "") if code is None else (code.scheme_designator, code.value, code.meaning)
+        return "^".join(plain_text(part) for part in parts)
+
+    modifier, region_modifier = (next(iter(codes), None) for codes in (term.type_modifiers, term.region_modifiers))
+    return "~".join(
+        (
+            "Segmentation category and type - DICOM master list",
+            entry(term.category),
+            entry(term.type),
+            entry(modifier),
+            "Anatomic codes - DICOM master list",
+            entry(term.region),
+            entry(region_modifier),
+        )
+    )
 
 
 def plain_text(text: str, limit: int = 64) -> str:

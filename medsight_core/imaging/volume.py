@@ -12,6 +12,7 @@ from medsight_core.errors import InputError, MedSightError
 from medsight_core.geometry import Frame
 
 Kind = Literal["dicom", "nifti", "nrrd", "image"]
+PixelText = Literal["yes", "no", "captured", "not said"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class Source:
         photometric: DICOM Photometric Interpretation; "MONOCHROME1" means that display turns the grey scale round.
         window: Centre and width that the file proposes for display, in the units of the volume's values.
         description: What the file calls itself; text by strangers, to be shown quoted and never to a model.
+        pixel_text: What the file says of text about the patient in its pixels, "captured" where it is a film or a
+            screen (see `burned_in`).
     """
 
     kind: Kind
@@ -41,6 +44,7 @@ class Source:
     photometric: str | None = None
     window: tuple[float, float] | None = None
     description: str = ""
+    pixel_text: PixelText = "not said"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
