@@ -1,7 +1,9 @@
 # Everything starts from a fresh clone with Python 3.11 or newer and pip: each target sets up what it needs, once.
 #
 #   make demo     ask a real DICOM image a question and look at the answer
+#   make serve    serve the embedded model on this computer (ARGS="--port 9000" for its options)
 #   make test     the test suite
+#   make test-slicer  the tests of the 3D Slicer module, on three versions of Slicer's own libraries (about 5 GB, once)
 #   make lint     ruff and mypy
 #   make bench    the side-by-side benchmarks
 #   make clean    remove the virtual environment and what the targets wrote
@@ -23,12 +25,22 @@ DEMO_CT ?= ../shared/data/dicom/ct_abdomen_totalseg
 DEMO_CT_SLICE ?= 10
 DEMO_CT_QUESTION ?= Segment the liver in this image.
 
+# Options of `medsight serve` for `make serve`.
+ARGS ?=
+
+# Versions of Slicer's libraries, as the wheel slicer-core has them. The views and the panel are tested with the first one
+# alone, because trame-slicer, which draws the views without the desktop program, goes with no other.
+SLICER_WITH_VIEWS := 5.11.0.6
+SLICERS ?= $(SLICER_WITH_VIEWS) 5.12.4.0 5.13.31053.0
+SCENE_TESTS := $(patsubst %,tests/slicer/test_%.py,capture export prompts segments statistics volumes)
+
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo serve test test-slicer lint bench clean
 
 RUN := $(VENV)/.ready-to-run
+SERVE := $(VENV)/.ready-to-serve
 DEV := $(VENV)/.ready-to-develop
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 
@@ -48,6 +60,11 @@ $(RUN): pyproject.toml | $(VENV)/bin/python
 	@$(PIP) install -e '.[model]'
 	@touch $@
 
+$(SERVE): $(RUN)
+	@echo "Setting up the server (once) ..."
+	@$(PIP) install -e '.[server]'
+	@touch $@
+
 $(DEV): $(RUN)
 	@echo "Setting up the tools for tests and training (once) ..."
 	@$(PIP) install -e '.[train,dev]'
@@ -64,9 +81,29 @@ demo: $(RUN)
 	@echo; echo "The pictures and pages are here (open report.html in a browser and click a word):"; \
 	find "$$PWD/$(DEMO_OUT)" \( -name overlay.png -o -name report.html -o -name segmentation.dcm \) | sort | sed 's/^/  /'
 
+# exec, so that a signal to make's shell reaches the server.
+serve: $(SERVE)
+	@exec $(VENV)/bin/medsight serve $(ARGS)
+
 # One thread per worker: two workers with two threads each would fight over two cores.
 test: $(DEV)
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+# An environment for each, without torch and without what Slicer does not bring. No compiling: most of it is never used.
+.venv-slicer-%/.ready: tests/slicer/requirements.txt tests/slicer/requirements-views.txt
+	@echo "Setting up $(@D) (once; some minutes) ..."
+	@rm -rf '$(@D)' && $(PYTHON) -m venv '$(@D)'
+	@'$(@D)/bin/python' -m pip --disable-pip-version-check --quiet install --no-compile 'slicer-core==$*' \
+	  -r tests/slicer/requirements$(if $(filter $(SLICER_WITH_VIEWS),$*),-views).txt
+	@touch $@
+
+test-slicer: $(patsubst %,.venv-slicer-%/.ready,$(SLICERS))
+	@for version in $(SLICERS); do \
+	  echo "== slicer-core $$version"; \
+	  tests='$(SCENE_TESTS)'; if [ "$$version" = '$(SLICER_WITH_VIEWS)' ]; then tests=tests/slicer; fi; \
+	  OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen VTK_DEFAULT_OPENGL_WINDOW=vtkOSOpenGLRenderWindow PYTHONPATH="$$PWD" \
+	    ".venv-slicer-$$version/bin/python" -m pytest -q -n 2 --dist loadfile $$tests; \
+	done
 
 lint: $(DEV)
 	@$(VENV)/bin/python -m ruff check .
@@ -76,4 +113,4 @@ bench: $(DEV)
 	@shopt -s nullglob; for script in benchmarks/*.py; do echo "== $$script"; $(VENV)/bin/python "$$script"; done
 
 clean:
-	rm -rf $(VENV) $(DEMO_OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-slicer-* $(DEMO_OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

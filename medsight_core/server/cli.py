@@ -1,0 +1,112 @@
+"""The command that the server brings to `medsight`.
+
+`medsight_core.cli` finds `app` through the entry point group ``medsight.commands``. Imports that take time stay inside
+the command.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from medsight_core.cli.group import CommandGroup
+from medsight_core.errors import MedSightError
+from medsight_core.server.config import ServerConfig
+from medsight_core.server.serving import cache_folder, run_serve
+
+UNDER_WAY: Final = 32
+"""Answers besides those that wait: the model's own, and what clients still take."""
+
+app = typer.Typer(no_args_is_help=True, cls=CommandGroup)
+
+
+@app.callback()
+def main() -> None:
+    """Serve a model to others."""
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A MedSIGHT checkpoint; without it, the built-in medsight-mini.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to listen; any but 127.0.0.1 needs a token and TLS.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", help="Port; 0 for any that is free.")] = 8765,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKEN",
+            envvar="MEDSIGHT_TOKEN",
+            show_envvar=True,
+            help="What clients must say; better set as variable, where no list of programs shows it.",
+        ),
+    ] = None,
+    cert: Annotated[Path | None, typer.Option(metavar="FILE", help="TLS certificate with its chain, PEM.")] = None,
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="The certificate's private key, PEM.")] = None,
+    behind_proxy: Annotated[
+        bool, typer.Option("--behind-proxy", help="A proxy in front of it does the TLS; needs a token.")
+    ] = False,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="A web page that may ask, such as https://viewer.example. Repeatable."),
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", envvar="MEDSIGHT_SERVER_STORE", help="Folder of volumes; default: in the user's cache."
+        ),
+    ] = None,
+    quota: Annotated[float, typer.Option(metavar="GB", min=0.001, help="How large that folder may become.")] = 20.0,
+    waiting: Annotated[int, typer.Option(metavar="N", min=1, max=10_000, help="Questions that may wait.")] = 32,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    replicas: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Models in processes of their own, with Ray; 1:4 for as many as are needed."),
+    ] = None,
+) -> None:
+    """Serve a model over HTTP: to `medsight --backend`, to OpenAI's clients, to MONAI Label's viewers.
+
+    It listens on this computer only, unless told otherwise. It fetches nothing from anywhere, and its log has no text,
+    name or identifier of what it is asked.
+
+    [bold]Examples[/bold]
+
+    medsight serve
+
+    MEDSIGHT_TOKEN=... medsight serve --host 0.0.0.0 --cert server.pem --key server.key
+
+    medsight serve --model my-model/ --device cuda --port 9000
+    """
+    config = ServerConfig(
+        host=host,
+        port=port,
+        token=token,
+        certificate=cert,
+        key=key,
+        behind_proxy=behind_proxy,
+        origins=tuple(allow_origin or ()),
+        answers=waiting + UNDER_WAY,
+    )
+    try:
+        run_serve(
+            config,
+            model=model,
+            device=device,
+            store=store or cache_folder() / "volumes",
+            quota_bytes=int(quota * 1e9),
+            waiting=waiting,
+            replicas=replicas,
+        )
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == "medsight_core":
+            raise  # a defect of ours
+        sentence = f"The package {error.name} is not installed, and this command needs it."
+        raise MedSightError("missing_package", sentence, "Say: pip install 'medsight[server]'.") from error
+
+
+if __name__ == "__main__":
+    app(prog_name="medsight")
