@@ -16,6 +16,7 @@ from medsight_core.cli.group import CommandGroup
 
 DEFAULT_OUT: Final = Path("medsight-answer")
 DEFAULT_SEGMENT_OUT: Final = Path("medsight-segment")
+DEFAULT_CHAT_OUT: Final = Path("medsight-chat")
 DEFAULT_REPORT_OUT: Final = Path("medsight-report")
 
 app = typer.Typer(
@@ -41,6 +42,27 @@ Resample = Annotated[
     typer.Option(
         "--resample", help="Bring a tilted or irregular series to a regular grid instead of reading it as it is."
     ),
+]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        "--backend",
+        metavar="URL",
+        envvar="MEDSIGHT_BACKEND",
+        help="Ask this server instead of a model in this process, such as https://gpu.hospital.example.",
+    ),
+]
+Token = Annotated[
+    str | None,
+    typer.Option(metavar="TOKEN", envvar="MEDSIGHT_TOKEN", help="The server's token; others see what is typed here."),
+]
+Authority = Annotated[
+    Path | None,
+    typer.Option("--ca", metavar="FILE", envvar="MEDSIGHT_CA", help="The certificate authority of the server, in PEM."),
+]
+InsecureHttp = Annotated[
+    bool,
+    typer.Option("--insecure-http", help="Send the scan unencrypted to a server on another computer."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
 
@@ -96,6 +118,10 @@ def ask(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = DEFAULT_OUT,
     as_json: Json = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    backend: Server = None,
+    token: Token = None,
+    ca: Authority = None,
+    insecure_http: InsecureHttp = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the answer only.")] = False,
 ) -> None:
     """Ask a scan a question; writes pictures, masks, a segmentation and a page into --out.
@@ -114,12 +140,15 @@ def ask(
 
     medsight ask skin.jpg "Segment this." --box 80,60,330,290 --json
 
+    medsight ask ct-series/ "Where is the liver?" --backend https://gpu.hospital.example
+
     [bold]What you get[/bold]
 
     report.html (click a word, see its mask), overlay.png, answer.json, masks/, and segmentation.dcm for a DICOM source
     or segmentation.seg.nrrd for any other.
     """
     from medsight_core.cli.ask import run_ask, whole_volume
+    from medsight_core.cli.backends import Chosen
 
     run_ask(
         scan=scan,
@@ -130,12 +159,11 @@ def ask(
         points=point or [],
         boxes=box or [],
         scribbles=scribble or [],
-        model=model,
+        chosen=Chosen(model=model, device=device, url=backend, token=token, ca=ca, insecure_http=insecure_http),
         out=out,
         as_json=as_json,
-        device=device,
         quiet=quiet,
-        whole=whole_volume(volume=volume, plane=plane, slices=slices, exact=exact),
+        whole=whole_volume(volume=volume, plane=plane, slices=slices, exact=exact, shown=slice_index),
         nifti=nifti,
     )
 
@@ -183,6 +211,10 @@ def segment(
     nifti: Annotated[bool, typer.Option("--nifti", help="Write a NIfTI label map as well.")] = False,
     as_json: Json = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    backend: Server = None,
+    token: Token = None,
+    ca: Authority = None,
+    insecure_http: InsecureHttp = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the table only.")] = False,
 ) -> None:
     """Segment what you point at or name, on a slice or throughout a volume; writes masks and a picture into --out.
@@ -205,6 +237,7 @@ def segment(
     overlay.png, segment.json, and segmentation.dcm for a DICOM source or segmentation.seg.nrrd for any other; with
     --nifti or -o NAME.nii.gz a label map as well.
     """
+    from medsight_core.cli.backends import Chosen
     from medsight_core.cli.segment import Strokes, run_segment
 
     run_segment(
@@ -223,12 +256,56 @@ def segment(
         resample=resample,
         volume=volume,
         slices=slices,
-        model=model,
+        chosen=Chosen(model=model, device=device, url=backend, token=token, ca=ca, insecure_http=insecure_http),
         out=out,
         nifti=nifti,
         as_json=as_json,
-        device=device,
         quiet=quiet,
+    )
+
+
+@app.command()
+def chat(
+    scan: Scan,
+    slice_index: Annotated[
+        int | None,
+        typer.Option("--slice", metavar="N", help="Slice to begin with, counted from 0; else the middle one."),
+    ] = None,
+    series: Series = None,
+    resample: Resample = False,
+    model: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A MedSIGHT checkpoint; without it, the built-in medsight-mini.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pictures of /show.")] = DEFAULT_CHAT_OUT,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    backend: Server = None,
+    token: Token = None,
+    ca: Authority = None,
+    insecure_http: InsecureHttp = False,
+) -> None:
+    """Talk about a scan: ask, point, follow up, undo, export.
+
+    What you type is a question about the slice, or a command with a slash; /help lists them. Ctrl-C stops an answer,
+    Ctrl-D leaves. Questions and commands can also come through a pipe, one a line.
+
+    [bold]Examples[/bold]
+
+    medsight chat ct-series/
+
+    medsight chat polyp.png --backend https://gpu.hospital.example
+
+    printf '/slice 40\\nWhere is the liver?\\n/export liver\\n' | medsight chat ct-series/
+    """
+    from medsight_core.cli.backends import Chosen
+    from medsight_core.cli.chat import run_chat
+
+    run_chat(
+        scan=scan,
+        slice_index=slice_index,
+        series=series,
+        resample=resample,
+        chosen=Chosen(model=model, device=device, url=backend, token=token, ca=ca, insecure_http=insecure_http),
+        out=out,
     )
 
 

@@ -11,41 +11,29 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from medsight_core import events
+from medsight_core.backend import Whole
+from medsight_core.cli.backends import Chosen, bring, open_backend
 from medsight_core.cli.group import say
 from medsight_core.cli.prompts import Drawn, parse_pixels, parse_slices, place_prompts
-from medsight_core.errors import CheckpointError, InputError, MedSightError
+from medsight_core.errors import InputError
 from medsight_core.regions import Answer, Question, Region, VolumeRegion
 
 if TYPE_CHECKING:
     from medsight_core.cli.console import AnswerView
-    from medsight_core.imaging.planes import Plane
     from medsight_core.imaging.volume import Volume
     from medsight_core.output.writer import Written
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Whole:
-    """That a whole volume is asked about, and how.
-
-    Attributes:
-        plane: In which its slices are looked at.
-        slices: Which of them; None for all.
-        exact: Whether the language model reads every slice.
-    """
-
-    plane: Plane = "acquired"
-    slices: range | None = None
-    exact: bool = False
-
-
-def whole_volume(*, volume: bool, plane: str, slices: str | None, exact: bool) -> Whole | None:
+def whole_volume(
+    *, volume: bool, plane: str, slices: str | None, exact: bool, shown: int | None = None
+) -> Whole | None:
     """What the options say about a whole volume; None where a slice is asked about.
 
     An option that makes sense for a volume alone means one.
@@ -57,36 +45,8 @@ def whole_volume(*, volume: bool, plane: str, slices: str | None, exact: bool) -
         return None
     from medsight_core.imaging.planes import check_plane
 
-    return Whole(plane=check_plane(plane), slices=None if slices is None else parse_slices(slices), exact=exact)
-
-
-class Asks(Protocol):
-    """What this command needs of an engine."""
-
-    def ask(self, question: Question, /) -> Iterator[events.Event]:
-        """Answers one question."""
-        ...
-
-
-def load_engine(model: Path | None, device: str) -> Asks:
-    """The engine, with the built-in model where none is named."""
-    # Read when transformers is first imported; its notices are not for the person who asks.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from medsight_core.inference.checkpoint import open_checkpoint
-
-    checkpoint = open_checkpoint(model)  # a damaged one is named before torch is imported, which takes seconds
-    try:
-        from medsight_core.inference.engine import Engine
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("medsight_core"):
-            raise
-        raise MedSightError(
-            "model_not_installed",
-            f"The model needs {error.name}, which is not installed.",
-            "Install it with: pip install 'medsight[model]'.",
-        ) from error
-    engine: Asks = Engine.from_pretrained(checkpoint, device=device)
-    return engine
+    chosen = None if slices is None else parse_slices(slices)
+    return Whole(plane=check_plane(plane), slices=chosen, exact=exact, shown=shown)
 
 
 def run_ask(
@@ -99,10 +59,9 @@ def run_ask(
     points: Sequence[str],
     boxes: Sequence[str],
     scribbles: Sequence[str],
-    model: Path | None,
+    chosen: Chosen,
     out: Path,
     as_json: bool,
-    device: str,
     quiet: bool,
     whole: Whole | None = None,
     nifti: bool = False,
@@ -124,10 +83,7 @@ def run_ask(
         )
     if not os.path.lexists(scan):
         raise InputError("missing_path", f"There is no file or folder {scan}.", "Check the path.")
-    if model is not None and not model.is_dir():
-        raise CheckpointError(
-            "missing_checkpoint", f"--model takes a folder with a MedSIGHT checkpoint; {model} is not a folder."
-        )
+    chosen.check()
     from medsight_core.output.writer import check_folder
 
     check_folder(out)
@@ -150,12 +106,12 @@ def run_ask(
         question = Question(text=text.strip(), volume=volume, slice_index=k)
         question = replace(question, prompts=tuple(place_prompts(drawn, volume.slice_frame(k))))
     with status("Loading the model", quiet=hush), timed(timings, "load_model"):
-        engine = load_engine(model, device)
-    say_plan = (lambda sentence: None) if hush else say
+        backend = open_backend(chosen)
+    bring(backend, volume, chosen, quiet=hush)
     with timed(timings, "ask"), AnswerView(Console(highlight=False), silent=as_json) as view, ExitStack() as waiting:
         tell = waiting.enter_context(status("Looking", quiet=hush))
         warnings = list(volume.warnings)
-        stream = engine.ask(question) if whole is None else _ask_whole(engine, question, whole, slice_index, say_plan)
+        stream = backend.ask(question, whole=whole)
         answer = events.fold(_watch(stream, view, waiting, warnings, tell, quiet=hush))
     answer = _complete(answer, warnings, timings)
     with timed(timings, "write"):
@@ -175,18 +131,6 @@ def _check_whole(whole: Whole, volume: Volume) -> None:
 
     check_volume(volume)
     check_slices(whole.slices, reformat(volume, whole.plane))
-
-
-def _ask_whole(
-    engine: Any, question: Question, whole: Whole, shown: int | None, say_plan: Callable[[str], None]
-) -> Iterator[events.Event]:
-    """Asks about the volume; says what it will cost first."""
-    from medsight_core.inference.volumes import VolumeEngine
-
-    volumes = VolumeEngine(engine)
-    how: dict[str, Any] = {"plane": whole.plane, "slices": whole.slices, "exact": whole.exact}
-    say_plan(volumes.plan(question.volume, **how).sentence)
-    yield from volumes.ask(question.text, question.volume, shown=shown, **how)
 
 
 @contextmanager
@@ -218,12 +162,20 @@ def _watch(
             case events.Warning(sentence):
                 warnings.append(sentence)
             case events.Progress(done, total, what) if not quiet:
+                if is_plan(event):
+                    say(what)
+                    continue
                 words = f"{what} {done}/{total}" if done else what
                 tell(words)  # before there is an answer
                 view.busy(words)  # below it
             case _:
                 pass
         yield event
+
+
+def is_plan(step: events.Progress) -> bool:
+    """Whether a step says in a sentence what all of the work will cost, before it begins."""
+    return not step.done and step.what.endswith(".")
 
 
 def _complete(answer: Answer, warnings: Sequence[str], timings: Mapping[str, float]) -> Answer:

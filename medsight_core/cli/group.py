@@ -95,7 +95,9 @@ class CommandGroup(TyperGroup):
 def _add(entry: EntryPoint, extra: typer.Typer) -> None:
     loaded = entry.load()
     if isinstance(loaded, typer.Typer):
-        extra.add_typer(loaded)
+        # Not add_typer: an application with one command needs a callback to stand by itself, which has no place here.
+        extra.registered_commands += loaded.registered_commands
+        extra.registered_groups += loaded.registered_groups
     else:
         loaded(extra)
 
@@ -107,7 +109,9 @@ def say(sentence: str) -> None:
     if mark and head in ("error", "note", "warning") and sys.stderr.isatty() and "NO_COLOR" not in os.environ:
         colour = "red" if head == "error" else "yellow"
         line = typer.style(f"{head}:", fg=colour, bold=True) + f" {rest}"
-    typer.echo(line, err=True)
+    # Not typer.echo, which would write past an animation that has the terminal, and into its line.
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 def printable(text: str) -> str:

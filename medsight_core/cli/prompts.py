@@ -32,7 +32,7 @@ def parse_pixels(kind: Drawn, text: str, *, option: str = "") -> tuple[Pixel, ..
     Args:
         kind: What it describes.
         text: As it was typed.
-        option: Name of the option, where it is not that of the kind.
+        option: What the person called it, where it is not the option of the kind.
 
     Raises:
         InputError: The text has another form, or a box has no extent.
@@ -51,7 +51,7 @@ def parse_pixels(kind: Drawn, text: str, *, option: str = "") -> tuple[Pixel, ..
         extent = " with two different corners" if kind == "box" else ""
         raise InputError(
             "bad_prompt",
-            f"--{option or kind} takes {_FORMS[kind]}{extent}, in pixels (column, row) counted from 0; "
+            f"{option or f'--{kind}'} takes {_FORMS[kind]}{extent}, in pixels (column, row) counted from 0; "
             f"got {text[:60]!r}.",
         )
     return tuple((row[0], row[1]) for row in rows)

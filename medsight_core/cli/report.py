@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from medsight_core import events
-from medsight_core.cli.ask import load_engine, timed
+from medsight_core.cli.ask import timed
+from medsight_core.cli.backends import load_engine
 from medsight_core.cli.group import printable, say
 from medsight_core.cli.prompts import parse_slices
 from medsight_core.errors import CheckpointError, InputError
@@ -81,7 +82,7 @@ def run_report(
         from medsight_core.inference.volumes import VolumeEngine
 
         volumes = VolumeEngine(engine)
-        names = _names(named, wording, questions, volumes.classes)
+        names = _names(named, wording, questions, volumes.classes, volumes.taught(volume))
     with _progress(quiet=hush) as tell, timed(timings, "survey"):
         survey = volumes.survey(volume, names, plane=cut, slices=chosen, on_progress=tell)
     with status("Measuring", quiet=hush), timed(timings, "measure"):
@@ -140,12 +141,23 @@ def _open(scan: Path, *, series: str | None, resample: bool, plane: str, slices:
 
 
 def _names(
-    named: Sequence[str], template: ReportTemplate, questions: Sequence[str], known: Sequence[str]
+    named: Sequence[str],
+    template: ReportTemplate,
+    questions: Sequence[str],
+    known: Sequence[str],
+    taught: Sequence[str],
 ) -> list[str] | None:
-    """What to look for: what was asked for, else what the template names, else (None) all that the model knows.
+    """What to look for: what was asked for, else what the template names, else (None) all that was taught.
 
-    What questions speak of is looked for as well. A template may name what this model does not know: the report says
-    that it was not assessed.
+    What questions speak of is looked for as well. A template may name what this model was not taught to find in such a
+    scan: the report says that it was not assessed.
+
+    Args:
+        named: What was asked for.
+        template: Of the report.
+        questions: Of `--ask`.
+        known: All that the model knows by name.
+        taught: What of it the model was taught to find in such a scan.
 
     Raises:
         InputError: unknown_structure.
@@ -159,19 +171,20 @@ def _names(
         wanted = {}
         for name in template.names:
             try:
-                wanted |= classes_of([name], known)
+                found = classes_of([name], taught)[name]
+                wanted[name] = tuple(known.index(taught[number]) for number in found)
             except InputError:
                 continue
         if not wanted:
             raise InputError(
                 "unknown_structure",
-                f"The model knows none of the structures of the template; it knows {', '.join(known)}.",
+                f"The model knows none of the structures of the template; it knows {', '.join(taught)}.",
                 "Name some of these in the template, or with --structures.",
             )
     else:
         return None
     covered = {number for numbers in wanted.values() for number in numbers}
-    spoken_of = {number for question in questions for number in named_classes(question, known)}
+    spoken_of = {known.index(taught[n]) for question in questions for n in named_classes(question, taught)}
     return [*wanted, *(known[number] for number in sorted(spoken_of - covered))]
 
 
@@ -192,7 +205,9 @@ def _answers(
         question = given.strip()
         answer = answer_from_evidence(question, evidence, history=history)
         if answer is None:
-            answer = events.fold(_told(volumes.ask(question, volume, plane=plane, slices=slices), tell))
+            answer = events.fold(
+                _told(volumes.ask(question, volume, plane=plane, slices=slices, history=history), tell)
+            )
         history.append((question, answer.text))
         yield question, answer
 

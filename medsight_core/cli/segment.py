@@ -12,22 +12,23 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
 
 from medsight_core import events
-from medsight_core.cli.ask import load_engine, timed
+from medsight_core.backend import SegmentRequest, Stroke
+from medsight_core.cli.ask import is_plan, timed
+from medsight_core.cli.backends import Chosen, bring, open_backend
 from medsight_core.cli.group import say
 from medsight_core.cli.prompts import Drawn, Pixel, parse_pixels, parse_slices, place_prompt
-from medsight_core.errors import CheckpointError, InputError
+from medsight_core.errors import InputError
 from medsight_core.regions import Answer, Prompt, Question, Region, VolumeRegion
 
 if TYPE_CHECKING:
     from medsight_core.imaging.volume import Volume
-    from medsight_core.inference.engine import Engine
 
 NIFTI_ENDING: Final = ".nii.gz"
 DRAWN_IN_WORDS: Final = "Segment this."
@@ -64,7 +65,7 @@ class Strokes:
             ("point", "negative", self.negatives),
         )
         return [
-            (kind, parse_pixels(kind, text, option=option), option != "negative")
+            (kind, parse_pixels(kind, text, option=f"--{option}"), option != "negative")
             for kind, option, given in order
             for text in given
         ]
@@ -80,24 +81,20 @@ def run_segment(
     resample: bool,
     volume: bool,
     slices: str | None,
-    model: Path | None,
+    chosen: Chosen,
     out: Path,
     nifti: bool,
     as_json: bool,
-    device: str,
     quiet: bool,
 ) -> None:
     """Runs the command; see `medsight_core.cli.segment` for the arguments."""
     drawn = strokes.parse()
     _check_request(said, drawn, strokes, volume=volume, slices=slices)
-    chosen = None if slices is None else parse_slices(slices)
+    extent = None if slices is None else parse_slices(slices)
     for path in (scan, *([strokes.mask] if strokes.mask else [])):
         if not os.path.lexists(path):
             raise InputError("missing_path", f"There is no file or folder {path}.", "Check the path.")
-    if model is not None and not model.is_dir():
-        raise CheckpointError(
-            "missing_checkpoint", f"--model takes a folder with a MedSIGHT checkpoint; {model} is not a folder."
-        )
+    chosen.check()
     from medsight_core.output.folder import check_folder
 
     label_map = out if out.name.lower().endswith(NIFTI_ENDING) else None
@@ -111,7 +108,7 @@ def run_segment(
         from medsight_core.imaging.volume import open_volume
 
         read = open_volume(scan, series=series, resample=resample)
-        k = _default_slice(read, chosen) if slice_index is None else slice_index
+        k = _default_slice(read, extent) if slice_index is None else slice_index
         question = Question(text=_question(said), volume=read, slice_index=k)
         frame = read.slice_frame(k)
         prompts = [place_prompt(kind, pixels, frame, positive=positive) for kind, pixels, positive in drawn]
@@ -121,23 +118,28 @@ def run_segment(
         if volume:
             from medsight_core.inference.propagation import check_range
 
-            check_range(chosen, [k] if prompts else [], read)
+            check_range(extent, [k] if prompts else [], read)
+        request = SegmentRequest(
+            volume=read,
+            slice_index=k,
+            strokes=tuple(Stroke(slice_index=k, prompt=prompt) for prompt in prompts),
+            text=said or "",
+            whole=volume,
+            slices=extent,
+        )
     with status("Loading the model", quiet=hush), timed(timings, "load_model"):
-        engine: Any = load_engine(model, device)
-    shown = k if prompts or slice_index is not None else None
+        backend = open_backend(chosen)
+    bring(backend, read, chosen, quiet=hush)
     with status("Segmenting", quiet=hush) as tell, timed(timings, "segment"):
         announce = (lambda sentence: None) if hush else say
-        answer = _segment(
-            engine, question, said=said, whole=volume, slices=chosen, shown=shown, tell=tell, announce=announce
-        )
+        answer = events.fold(_told(backend.segment(request), tell, announce))
     provenance = replace(answer.provenance, timings={**timings, **answer.provenance.timings})
-    unknown = _unknown(said, engine) if not (answer.regions or answer.volume_regions) else ()
-    warnings = tuple(dict.fromkeys((*read.warnings, *answer.warnings, *unknown)))
+    warnings = tuple(dict.fromkeys((*read.warnings, *answer.warnings)))
     answer = replace(answer, provenance=provenance, warnings=warnings)
     with timed(timings, "write"):
         from medsight_core.output.segmented import best_slice, write_segmented
 
-        if shown is None:
+        if not prompts and slice_index is None:
             question = replace(question, slice_index=best_slice(answer, k))
         written = write_segmented(question, answer, folder, nifti=nifti or label_map is not None)
         made = _move_label_map(written.folder, written.files, label_map)
@@ -220,76 +222,16 @@ def _read_mask(path: Path, volume: Volume, k: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _segment(
-    engine: Engine,
-    question: Question,
-    *,
-    said: str | None,
-    whole: bool,
-    slices: range | None,
-    shown: int | None,
-    tell: Callable[[str], None],
-    announce: Callable[[str], None],
-) -> Answer:
-    """What was asked for, by the shortest way that gives it; what a volume will cost is announced beforehand."""
-    from medsight_core.inference.session import Session
-
-    if said is None:
-        session = Session(engine, question.volume)
-        region = None
-        for prompt in question.prompts:
-            region = session.add(prompt, question.slice_index)
-        if region is None or not whole:
-            alone: Answer = session.answer(region)
-            return alone
-        return events.fold(_told(session.propagate(slices), tell))
-    if whole and not question.prompts:
-        from medsight_core.inference.referring import is_reference, refer
-        from medsight_core.inference.volumes import VolumeEngine
-
-        volumes = VolumeEngine(engine)
-        if is_reference(said, volumes.classes):
-            meant: Answer = refer(
-                volumes,
-                said,
-                question.volume,
-                slices=slices,
-                on_progress=lambda step: tell(f"{step.what} {step.done}/{step.total}"),
-            )
-            return meant
-        announce(volumes.plan(question.volume, slices=slices).sentence)
-        return events.fold(_told(volumes.ask(question.text, question.volume, slices=slices, shown=shown), tell))
-    answer = events.fold(_told(engine.ask(question), tell))
-    if not whole or not answer.regions:
-        return answer
-    followed = []
-    for region in answer.regions:
-        session = Session(engine, question.volume)
-        session.adopt(region)
-        (found,) = events.fold(_told(session.propagate(slices), tell)).volume_regions
-        followed.append(replace(found, span=region.span))
-    return replace(answer, regions=(), volume_regions=tuple(followed))
-
-
-def _unknown(said: str | None, engine: Engine) -> tuple[str, ...]:
-    """That nothing was found because the model was never taught what was said: this is no finding about the scan."""
-    from medsight_core.referring import parse_reference
-
-    known = engine.model.config.class_names
-    if said is None or not known:
-        return ()
-    try:
-        parse_reference(said, known)
-    except InputError as error:
-        return (f"{error.sentence} That nothing was found says nothing about the scan.",)
-    return ()
-
-
-def _told(stream: Iterator[events.Event], tell: Callable[[str], None]) -> Iterator[events.Event]:
-    """Passes events on and tells how far the work is."""
+def _told(
+    stream: Iterator[events.Event], tell: Callable[[str], None], announce: Callable[[str], None]
+) -> Iterator[events.Event]:
+    """Passes events on and tells how far the work is; what a volume will cost is announced beforehand."""
     for event in stream:
         if isinstance(event, events.Progress):
-            tell(f"{event.what} {event.done}/{event.total}" if event.total else event.what)
+            if is_plan(event):
+                announce(event.what)
+            else:
+                tell(f"{event.what} {event.done}/{event.total}" if event.total else event.what)
         yield event
 
 

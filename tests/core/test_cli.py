@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 import medsight_core.cli.ask as ask_module
 from medsight_core import __version__, events
+from medsight_core.backend import Whole
 from medsight_core.cli import app, group
 from medsight_core.cli.console import AnswerView
 from medsight_core.cli.prompts import parse_pixels
@@ -35,7 +36,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 CT = str(examples.get_path("ct"))  # 128 x 128 pixels
 
 
-class FakeEngine:
+class FakeBackend:
     """Says one sentence, streamed, about a square on the asked slice; notes what it was asked."""
 
     raw = "There is a <p>liver lesion</p>[C0_16] here."
@@ -43,7 +44,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.asked: list[Question] = []
 
-    def ask(self, question: Question) -> Iterator[events.Event]:
+    def ask(self, question: Question, *, whole: Whole | None = None) -> Iterator[events.Event]:
         self.asked.append(question)
         frame, stream, regions = question.volume.slice_frame(question.slice_index), MarkupStream(), []
         mask = np.zeros(frame.shape[1:], bool)
@@ -67,9 +68,9 @@ class FakeEngine:
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
-    fake = FakeEngine()
-    monkeypatch.setattr(ask_module, "load_engine", lambda model, device: fake)
+def backend(monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
+    fake = FakeBackend()
+    monkeypatch.setattr(ask_module, "open_backend", lambda chosen: fake)
     return fake
 
 
@@ -97,7 +98,7 @@ def refused(*arguments: str) -> str:
     return stderr
 
 
-def test_ask_prints_the_answer_and_the_regions_and_says_where_the_files_are(engine: FakeEngine) -> None:
+def test_ask_prints_the_answer_and_the_regions_and_says_where_the_files_are(backend: FakeBackend) -> None:
     stdout, stderr = run("ask", CT, "Where is the lesion?")
     assert stdout.startswith("There is a liver lesion here.\n")
     for words in ("lesion", "[C0_16]", "0.87", "certain", "mm²"):
@@ -110,7 +111,7 @@ def test_ask_prints_the_answer_and_the_regions_and_says_where_the_files_are(engi
     assert made == {"answer.json", "overlay.png", "report.html", "segmentation.dcm", "masks"}
 
 
-def test_json_is_all_there_is_on_stdout(engine: FakeEngine) -> None:
+def test_json_is_all_there_is_on_stdout(backend: FakeBackend) -> None:
     stdout, _ = run("ask", CT, "Where is the lesion?", "--json", "--out", "here")
     content = json.loads(stdout)
     assert content.pop("out") == "here"
@@ -119,14 +120,14 @@ def test_json_is_all_there_is_on_stdout(engine: FakeEngine) -> None:
     assert {"read_scan", "load_model", "ask", "decode"} <= set(content["timings"])
 
 
-def test_quiet_prints_the_answer_only(engine: FakeEngine) -> None:
+def test_quiet_prints_the_answer_only(backend: FakeBackend) -> None:
     assert run("ask", CT, "Where?", "--quiet") == ("There is a liver lesion here.\n", "")
     assert Path("medsight-answer/report.html").is_file()
 
 
-def test_prompts_are_put_into_the_patient(engine: FakeEngine) -> None:
+def test_prompts_are_put_into_the_patient(backend: FakeBackend) -> None:
     run("ask", CT, "What?", "--point", "10,20.5", "--point", "0,0", "--box", "50,60,5,6", "--scribble", "1,2;3,4;5,6")
-    (question,) = engine.asked
+    (question,) = backend.asked
     frame = question.volume.slice_frame(question.slice_index)
     assert [prompt.kind for prompt in question.prompts] == ["point", "point", "box", "scribble"]
     back = [frame.to_index(prompt.points)[:, [2, 1]].round(6).tolist() for prompt in question.prompts]
@@ -163,10 +164,10 @@ def test_prompts_are_put_into_the_patient(engine: FakeEngine) -> None:
 def test_bad_input_is_refused_before_the_model_is_loaded(
     arguments: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(model: object, device: object) -> None:
+    def load(chosen: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(ask_module, "load_engine", load)
+    monkeypatch.setattr(ask_module, "open_backend", load)
     assert words in refused(*arguments)
 
 
@@ -175,16 +176,19 @@ def test_a_text_file_called_dcm_is_refused(folder: Path) -> None:
     assert "fake.dcm" in refused("ask", "fake.dcm", "What?")
 
 
-def test_a_failure_of_the_engine_is_one_line(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "ask", lambda question: iter([events.Failed("bad", "It is\ntoo large.", "Use less.")]))
+def test_a_failure_of_the_backend_is_one_line(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = events.Failed("bad", "It is\ntoo large.", "Use less.")
+    monkeypatch.setattr(backend, "ask", lambda question, whole: iter([failed]))
     assert refused("ask", CT, "What?") == "error: It is too large. Use less.\n"
 
 
-def test_an_unexpected_error_is_one_line_and_names_itself(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(question: Question) -> Iterator[events.Event]:
+def test_an_unexpected_error_is_one_line_and_names_itself(
+    backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(question: Question, whole: Whole | None) -> Iterator[events.Event]:
         raise ZeroDivisionError("division\nby zero")
 
-    monkeypatch.setattr(engine, "ask", fail)
+    monkeypatch.setattr(backend, "ask", fail)
     stdout, stderr = run("ask", CT, "What?", code=1)
     assert stdout == "" and stderr.count("\n") == 1
     assert "ZeroDivisionError: division by zero" in stderr and "report" in stderr
@@ -193,39 +197,39 @@ def test_an_unexpected_error_is_one_line_and_names_itself(engine: FakeEngine, mo
     assert result.exit_code == 1 and "Traceback" in result.stderr
 
 
-def test_an_interrupt_writes_nothing(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(question: Question) -> Iterator[events.Event]:
+def test_an_interrupt_writes_nothing(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(question: Question, whole: Whole | None) -> Iterator[events.Event]:
         yield events.TextDelta("There is")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine, "ask", stop)
+    monkeypatch.setattr(backend, "ask", stop)
     _, stderr = run("ask", CT, "What?", code=130)
     assert stderr == "Stopped; nothing was written.\n"
     assert os.listdir() == []
 
 
-def test_warnings_are_said(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warnings_are_said(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = Answer(
         text="ok", raw="ok", regions=(), warnings=("Mind the gap.",), provenance=Provenance(model="m", digest="d")
     )
     told = [events.Warning("On the way."), events.TextDelta("ok"), events.Warning("Mind the gap."), events.Done(answer)]
-    monkeypatch.setattr(engine, "ask", lambda question: iter(told))
+    monkeypatch.setattr(backend, "ask", lambda question, whole: iter(told))
     stdout, stderr = run("ask", CT, "What?")
     assert "warning: On the way.\nwarning: Mind the gap.\n" in stderr and "No region was found" in stdout
 
 
-def test_control_characters_of_a_model_do_not_reach_the_terminal(engine: FakeEngine) -> None:
-    engine.raw = "a\x1b[31m <p>b\x07</p>[C0_1]"
+def test_control_characters_of_a_model_do_not_reach_the_terminal(backend: FakeBackend) -> None:
+    backend.raw = "a\x1b[31m <p>b\x07</p>[C0_1]"
     stdout, _ = run("ask", CT, "What?", "--quiet")
     assert stdout == "a�[31m b�\n"
 
 
-def test_on_a_terminal_grounded_words_take_the_colour_of_their_region(engine: FakeEngine) -> None:
+def test_on_a_terminal_grounded_words_take_the_colour_of_their_region(backend: FakeBackend) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", width=80, highlight=False)
     volume = open_volume(Path(CT))
     with AnswerView(console) as view:
         view.busy("looking 1/2")
-        for event in engine.ask(Question(text="What?", volume=volume, slice_index=0)):
+        for event in backend.ask(Question(text="What?", volume=volume, slice_index=0)):
             if isinstance(event, events.TextDelta):
                 view.write(event.text)
             elif isinstance(event, events.RegionFound):

@@ -83,7 +83,7 @@ def test_a_series_gives_the_whole_report(series: str, model: str) -> None:
     content = content_of("medsight-report")
     assert [one["name"] for one in content["looked_for"]] == CLASSES
     assert [one["label"] for one in content["regions"]] == ["liver"]
-    assert content["slices_read"] == [0, 1, 2, 3, 4]
+    assert content["slices_looked_at"] == [0, 1, 2, 3, 4]
     assert {"read_scan", "load_model", "survey", "look"} <= set(content["timings"])
     segmentation = hd.seg.segread("medsight-report/segmentation.dcm")
     voxels = int(segmentation.pixel_array.sum())
@@ -115,9 +115,9 @@ def test_json_is_all_there_is_on_stdout(series: str, model: str) -> None:
 def test_a_range_of_slices_is_all_that_is_read(series: str, model: str) -> None:
     run(series, "--model", model, "--slices", "1:3", "-o", "out")
     content = content_of("out")
-    assert content["slices_read"] == [1, 2]
+    assert content["slices_looked_at"] == [1, 2]
     assert content["regions"][0]["slices"] in ([1, 2], [1, 1], [2, 2])
-    assert "Slices 1 to 2 alone were read by tiny" in Path("out/report.md").read_text(encoding="utf-8")
+    assert "Slices 1 to 2 alone were looked at by tiny" in Path("out/report.md").read_text(encoding="utf-8")
 
 
 def test_another_plane_is_named_and_the_masks_stay_on_the_scan(model: str) -> None:
@@ -127,9 +127,9 @@ def test_another_plane_is_named_and_the_masks_stay_on_the_scan(model: str) -> No
     run("mr.nii.gz", "--model", model, "--plane", "coronal", "--slices", "10:20", "--ask", "Describe it.", "-o", "out")
     content = content_of("out")
     assert content["source"]["shape"] == [6, 30, 40]
-    assert content["slices_read"] == list(range(6))
+    assert content["slices_looked_at"] == list(range(6))
     text = Path("out/report.md").read_text(encoding="utf-8")
-    assert "10 coronal slices were read by tiny" in text and "coronal slices 10 to 19" in text
+    assert "10 coronal slices were looked at by tiny" in text and "coronal slices 10 to 19" in text
     assert Path("out/segmentation.seg.nrrd").is_file() and not Path("out/report.dcm").exists()
 
 
@@ -167,6 +167,23 @@ def test_what_can_be_refused_early_is_refused_before_the_model_is_loaded(
         ((series, "--out", "file"), "not a folder"),
     ):
         assert words in refused(*arguments), arguments
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "words"),
+    [
+        ((20, 20, 4, 3), (), "holds 3 volumes, such as time points"),
+        ((20, 20, 1), ("--plane", "coronal"), "a single axial slice"),
+        ((20, 20, 4), ("--plane", "coronal", "--slices", "15:25"), "slices are 0 to 19"),
+        ((20, 20, 4), ("--slices", "2:2"), "holds no slice"),
+    ],
+)
+def test_what_is_no_such_volume_is_refused_before_the_model_is_loaded(
+    shape: tuple[int, ...], options: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_module, "load_engine", lambda *_: pytest.fail("the model was loaded"))
+    nibabel.save(nibabel.Nifti1Image(np.zeros(shape, np.int16), np.diag([-1.0, -1.0, 1.0, 1.0])), "scan.nii")
+    assert words in refused("scan.nii", *options)
 
 
 def test_a_structure_that_nobody_knows_is_refused(series: str, model: str) -> None:

@@ -35,7 +35,7 @@ def run(*words: object) -> Result:
 
 def test_a_question_about_a_volume(series: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = run(series, "Where is the liver?", "--volume", "--model", model, "--out", out, "--nifti")
+    result = run(series, "What is this?", "--volume", "--model", model, "--out", out, "--nifti")
     assert result.exit_code == 0, result.output
     assert "Looks at 8 axial slices (0 to 7) and reads 7: about" in result.output, "the plan comes first"
     content = json.loads((out / "answer.json").read_text(encoding="utf-8"))
