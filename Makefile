@@ -90,6 +90,7 @@ test: $(DEV)
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 # An environment for each, without torch and without what Slicer does not bring. No compiling: most of it is never used.
+# The tests that need a server start it in $(VENV), as `make serve` sets it up; without that they are skipped.
 .venv-slicer-%/.ready: tests/slicer/requirements.txt tests/slicer/requirements-views.txt
 	@echo "Setting up $(@D) (once; some minutes) ..."
 	@rm -rf '$(@D)' && $(PYTHON) -m venv '$(@D)'
@@ -98,7 +99,11 @@ test: $(DEV)
 	@touch $@
 
 test-slicer: $(patsubst %,.venv-slicer-%/.ready,$(SLICERS))
-	@for version in $(SLICERS); do \
+	@served="$$PWD/$(VENV)/bin/python"; \
+	if "$$served" -c 'import torch, uvicorn' 2>/dev/null; then \
+	  export MEDSIGHT_SERVER_PYTHON="$${MEDSIGHT_SERVER_PYTHON:-$$served}"; \
+	fi; \
+	for version in $(SLICERS); do \
 	  echo "== slicer-core $$version"; \
 	  tests='$(SCENE_TESTS)'; if [ "$$version" = '$(SLICER_WITH_VIEWS)' ]; then tests=tests/slicer; fi; \
 	  OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen VTK_DEFAULT_OPENGL_WINDOW=vtkOSOpenGLRenderWindow PYTHONPATH="$$PWD" \

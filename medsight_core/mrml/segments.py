@@ -19,9 +19,9 @@ from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 from medsight_core.chat.turns import Finding
 from medsight_core.errors import InputError
 from medsight_core.geometry import Frame
+from medsight_core.imaging.segments import slicer_terminology
 from medsight_core.measure import Measurements, measure
 from medsight_core.mrml.space import FloatArray
-from medsight_core.mrml.terminology import entry_of
 from medsight_core.mrml.views import centre_in_world
 from medsight_core.regions import Region, VolumeRegion
 from medsight_core.terminology import display_colours, find_term
@@ -34,7 +34,7 @@ NAME: Final = "MedSIGHT.Name"
 ALGORITHM: Final = "MedSIGHT"
 DIMMED: Final = 0.15
 """Opacity of the other segments' fill while one is emphasised; that one has `FILLED`."""
-FILLED: Final = 0.5
+FILLED: Final = 1.0
 
 
 class Segments:
@@ -54,6 +54,11 @@ class Segments:
         self._hidden: dict[str, bool] = {}
 
     @property
+    def frame(self) -> Frame:
+        """Of the volume's voxels."""
+        return self._frame
+
+    @property
     def node(self) -> Any | None:
         """The segmentation node; None while there was nothing to show."""
         scene = self._volume_node.GetScene()
@@ -67,7 +72,7 @@ class Segments:
         if (node := self.node) is None:
             return {}
         segmentation = node.GetSegmentation()
-        found = ((one, _tag(segmentation.GetSegment(one), KEY)) for one in segmentation.GetSegmentIDs())
+        found = ((one, tag_of(segmentation.GetSegment(one), KEY)) for one in segmentation.GetSegmentIDs())
         return {key: one for one, key in found if key}
 
     def sync(self, findings: Sequence[Finding], tags: Mapping[str, str] | None = None) -> None:
@@ -102,10 +107,12 @@ class Segments:
             self._placed |= wanted.keys()
             for key, segment_id in self.ids.items():
                 self._name(into.GetSegmentation().GetSegment(segment_id), wanted[key].name)
-                hidden = wanted[key].hidden
-                if self._hidden.get(key, False) != hidden:  # else a person's own choice in the views stays
-                    into.GetDisplayNode().SetSegmentVisibility(segment_id, not hidden)
-            self._hidden = {key: finding.hidden for key, finding in wanted.items()}
+        # Not before the changes were told as one: the views would not be told which display node has changed.
+        for key, segment_id in self.ids.items():
+            hidden = wanted[key].hidden
+            if self._hidden.get(key, False) != hidden:  # else a person's own choice in the views stays
+                node.GetDisplayNode().SetSegmentVisibility(segment_id, not hidden)
+        self._hidden = {key: finding.hidden for key, finding in wanted.items()}
 
     def forget(self) -> None:
         """Removes the segmentation from the scene, and what was set aside."""
@@ -128,10 +135,10 @@ class Segments:
 
     def _name(self, segment: Any, name: str) -> None:
         """Takes over a name that was given in the conversation; what it is in codes follows."""
-        if _tag(segment, NAME) == name:
+        if tag_of(segment, NAME) == name:
             return
         segment.SetName(name)
-        segment.SetTag(segment.GetTerminologyEntryTagName(), entry_of(find_term(name)))
+        segment.SetTag(segment.GetTerminologyEntryTagName(), slicer_terminology(find_term(name)))
         segment.SetTag(NAME, name)
 
     def emphasise(self, segment_id: str | None) -> None:
@@ -196,11 +203,14 @@ class Segments:
             InputError: empty_segment.
         """
         part, frame, _ = self.part(segment_id)
-        inside = np.argwhere(part)
-        if not len(inside):
+        counts = [part.sum(axis=tuple(other for other in range(3) if other != axis)) for axis in range(3)]
+        if not counts[0].any():
             raise InputError("empty_segment", f'"{self._get(segment_id).GetName()}" has no voxels left.')
-        apart = (inside - inside.mean(axis=0)) * frame.spacing
-        nearest = inside[np.argmin((apart**2).sum(axis=1))]
+        middle = np.array([np.average(np.arange(len(one)), weights=one) for one in counts])
+        nearest = np.rint(middle).astype(int)
+        if not part[tuple(nearest)]:  # else no other voxel is nearer, and looking at each takes half a second
+            inside = np.argwhere(part)
+            nearest = inside[np.argmin((((inside - middle) * frame.spacing) ** 2).sum(axis=1))]
         return centre_in_world(frame.to_lps(nearest), self._volume_node)
 
     def node_or_raise(self) -> Any:
@@ -306,6 +316,7 @@ def _same_grid(labels: Any, volume_node: Any) -> bool:
     )
 
 
-def _tag(segment: Any, name: str) -> str:
+def tag_of(segment: Any, name: str) -> str:
+    """A tag of a segment; "" where it has none of that name."""
     value = vtk.reference("")
     return str(value) if segment.GetTag(name, value) else ""

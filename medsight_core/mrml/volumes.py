@@ -6,8 +6,9 @@ same anatomy wherever it moves the volume.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -48,6 +49,39 @@ class Header:
     window: tuple[float, float] | None = None
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reading:
+    """What a volume node held when it was looked at: its place at once, its voxels when they are wanted.
+
+    Copying the voxels of a large scan takes longer than a window may stand still. Looking is done in the main thread,
+    copying may be done in any other.
+
+    Attributes:
+        outline: The volume without its voxels: there are only zeros, which take no memory.
+        state: Equal for two readings between which neither voxels nor place changed.
+        voxels: As the node holds them.
+        name: Of the node.
+    """
+
+    outline: Volume
+    state: tuple[Any, ...]
+    voxels: npt.NDArray[Any]
+    name: str
+    _copy: list[Volume] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def volume(self) -> Volume:
+        """The volume with a copy of its voxels, the same each time.
+
+        Raises:
+            InputError: unsupported_values.
+        """
+        with self._lock:
+            if not self._copy:
+                self._copy.append(replace(self.outline, array=_values(self.voxels, self.name)))
+            return self._copy[0]
+
+
 def volume_of(node: Any, header: Header | None = None) -> Volume:
     """A copy of a volume node's voxels with their place.
 
@@ -57,6 +91,19 @@ def volume_of(node: Any, header: Header | None = None) -> Volume:
 
     Raises:
         InputError: no_volume, label_map, empty_volume, unsupported_values, bad_geometry.
+    """
+    return reading_of(node, header).volume()
+
+
+def reading_of(node: Any, header: Header | None = None) -> Reading:
+    """Looks at a volume node; reads no voxels yet.
+
+    Args:
+        node: A scalar or an RGB volume.
+        header: What is known beside the voxels.
+
+    Raises:
+        InputError: no_volume, label_map, empty_volume, bad_geometry.
     """
     header = header or Header()
     if node is None:
@@ -69,15 +116,16 @@ def volume_of(node: Any, header: Header | None = None) -> Volume:
     image = node.GetImageData()
     if image is None or min(image.GetDimensions()) < 1 or image.GetNumberOfPoints() == 0:
         raise InputError("empty_volume", f'The volume "{node.GetName()}" has no voxels.', "Load it again.")
-    array = _values(slicer.util.arrayFromVolume(node), node.GetName())
+    voxels = slicer.util.arrayFromVolume(node)
     matrix = vtk.vtkMatrix4x4()
     node.GetIJKToRASMatrix(matrix)
     is_dicom = bool(node.GetAttribute(INSTANCES))
     is_picture = not is_dicom and _file_name(node).endswith(PICTURES)
-    frame = _frame(matrix_of(matrix), array.shape[:3], node.GetName(), physical=not is_picture)
+    frame = _frame(matrix_of(matrix), voxels.shape[:3], node.GetName(), physical=not is_picture)
     flat = is_picture or header.modality in PROJECTIONS
-    return Volume(
-        array=array,
+    is_colour = voxels.ndim == 4 and voxels.shape[3] > 1
+    outline = Volume(
+        array=np.broadcast_to(np.int16(0), (*frame.shape, 3) if is_colour else frame.shape),
         frame=frame,
         slice_frames=tuple(frame.slice(k) for k in range(frame.shape[0])),
         modality=header.modality,
@@ -88,6 +136,12 @@ def volume_of(node: Any, header: Header | None = None) -> Volume:
             dicom_modality=header.dicom_modality,
             window=header.window,
         ),
+    )
+    return Reading(
+        outline=outline,
+        state=(image.GetMTime(), voxels.shape, matrix_of(matrix).tobytes(), header),
+        voxels=voxels,
+        name=node.GetName(),
     )
 
 
@@ -109,6 +163,8 @@ def _values(array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
             f'"{name}" holds {what} per voxel; a grey image or RGB of 8 bits was expected.',
             "Convert it with the module Vector to Scalar Volume.",
         )
+    if array.dtype == np.int16:
+        return array.copy()
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():
             raise InputError(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import types
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ def pytest_ignore_collect(collection_path: Any) -> bool | None:
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Iterator[Any]:
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """An empty scene with the logics that `slicer.util` needs."""
     import slicer
     import vtk
@@ -45,9 +46,29 @@ def scene(tmp_path: Path) -> Iterator[Any]:
     )
     scene.app_logic = app
     cache, files = slicer.vtkCacheManager(), slicer.vtkDataIOManager()
-    cache.SetRemoteCacheDirectory(str(tmp_path))
+    cache.SetRemoteCacheDirectory(str(tmp_path_factory.mktemp("cache")))
     files.SetCacheManager(cache)
     scene.SetCacheManager(cache)
     scene.SetDataIOManager(files)
     yield scene
     scene.Clear(True)
+
+
+@pytest.fixture(params=("plain", "shim"))
+def lib(request: Any) -> Iterator[Any]:
+    """The panel's package, once on plain PySide6 and once as PythonQt would have it."""
+    from tests.slicer.binding import library
+
+    yield from library(request.param)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _spare_references() -> None:
+    """Without these PySide6 6.12 ends Python 3.11: each call that returns nothing costs it a reference to None.
+
+    They are never given back. From Python 3.12 on None cannot run out.
+    """
+    if sys.version_info < (3, 12):
+        for one in (None, True, False):
+            for _ in range(200_000):
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))
