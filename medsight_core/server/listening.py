@@ -39,7 +39,11 @@ def listen(config: ServerConfig) -> socket.socket:
     host = config.host.strip("[]")
     try:
         family, *_ = socket.getaddrinfo(host, config.port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server((host, config.port), family=family, backlog=_BACKLOG)
+        listener = socket.create_server((host, config.port), family=family, backlog=_BACKLOG)
+        # Connections inherit it. Without it a word of a stream waits for the one before to be acknowledged, 40 ms at
+        # worst; asyncio sets it only where a socket names its protocol, and this one does not.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except socket.gaierror as error:
         raise InputError(
             "no_such_address", f'There is no address called "{host}".', "Give an address of this computer with --host."
