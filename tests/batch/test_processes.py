@@ -25,6 +25,7 @@ from tests.batch.archives import SEGMENT, Deadly, contents, job_of, small
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAM = """
+import signal
 import typer
 from medsight_core.batch.cli import app
 from medsight_core.cli.group import CommandGroup
@@ -32,6 +33,8 @@ medsight = typer.Typer(cls=CommandGroup)
 medsight.add_typer(app)
 medsight.callback()(lambda: None)
 if __name__ == "__main__":
+    # A shell that started the tests in the background has them ignore Ctrl-C, and what they start as well.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     medsight(prog_name="medsight")
 """
 
@@ -108,9 +111,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(
 ) -> None:
     """Killed, then stopped as by Ctrl-C, then done; and once more, which changes nothing."""
     root, out = small(tmp_path / "src"), tmp_path / "out"
-    # So many that none of the runs is over before it is interrupted.
-    questions.write_text("".join(f"Segment the left lung in image {n}.\n" for n in range(8)))
-    rows = 4 * 8
+    rows = 4 * 2
     given = arguments(root, questions, out, checkpoint)
     first = start(program, given)
     wait_for_answers(first, out, 1)
@@ -124,7 +125,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(
     wait_for_answers(second, out, len(kept) + 1)
     second.send_signal(signal.SIGINT)
     _, said = second.communicate(timeout=60)
-    assert second.returncode == 130
+    assert second.returncode == 130, (len(kept), answered(out), said)
     assert "Say the same command again to go on." in said and "Traceback" not in said
     wait_for_workers(second)
     assert not [name for name in contents(out) if ".partial" in name]

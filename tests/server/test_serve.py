@@ -234,10 +234,13 @@ def test_told_twice_it_goes_at_once(checkpoint: Path, tmp_path: Path) -> None:
         replies: list[Any] = []
         thread = threading.Thread(target=lambda: replies.append(server.chat()))
         thread.start()
+        while (
+            "medsight_answers_under_way 1.0" not in server.session.get(f"{server.url}/metrics", timeout=PATIENCE).text
+        ):
+            pass
+        server.stop(signal.SIGINT)
         while json.loads(server.session.get(f"{server.url}/readyz", timeout=PATIENCE).text).get("status") == "ready":
-            figures = server.session.get(f"{server.url}/metrics", timeout=PATIENCE).text
-            if "medsight_answers_under_way 1.0" in figures:
-                server.stop(signal.SIGINT)
+            pass
         server.stop(signal.SIGINT)
         code, _, log = server.ended()
         assert code == 0
