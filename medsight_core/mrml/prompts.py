@@ -11,7 +11,7 @@ from medsight_core.backend import Stroke
 from medsight_core.errors import InputError
 from medsight_core.geometry import Frame
 from medsight_core.imaging.volume import Volume
-from medsight_core.mrml.space import FloatArray, from_world, turned
+from medsight_core.mrml.space import FloatArray, from_world, matrix_of, turned
 from medsight_core.outline import lasso
 from medsight_core.regions import Prompt
 
@@ -112,13 +112,15 @@ def _common_slice(index: FloatArray, what: str) -> int:
 
 
 def _box(roi: Any, volume_node: Any, volume: Volume, *, positive: bool) -> Stroke:
-    """A box on the slice through the ROI's centre, around where its corners fall there."""
+    """A box on the slice through the ROI's centre, around where its own corners fall there, however it is turned."""
     frame = volume.require_frame()
     centre = [0.0, 0.0, 0.0]
     roi.GetCenterWorld(centre)
-    bounds = np.zeros(6)
-    roi.GetRASBounds(bounds)
-    corners = np.array([[bounds[a], bounds[2 + b], bounds[4 + c]] for a in (0, 1) for b in (0, 1) for c in (0, 1)])
+    size = np.zeros(3)
+    roi.GetSizeWorld(size)
+    axes = matrix_of(roi.GetObjectToWorldMatrix())[:3, :3]
+    ends = (np.indices((2, 2, 2)).reshape(3, -1).T - 0.5) * size
+    corners = np.array(centre) + ends @ (axes / np.linalg.norm(axes, axis=0)).T
     middle = _indices(np.array([centre]), volume_node, frame)[0]
     k = _slice_of(middle[0], frame.shape[0])
     index = frame.to_index(turned(from_world(corners, volume_node)))

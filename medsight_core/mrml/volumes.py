@@ -179,10 +179,9 @@ def _values(array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
 def _frame(ijk_to_ras: npt.NDArray[np.float64], shape: Sequence[int], name: str, *, physical: bool) -> Frame:
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ ijk_to_ras
     affine[:, :3] = affine[:, 2::-1]  # Slicer counts (column, row, slice), our arrays (slice, row, column)
-    if not physical:
-        return Frame.of_pixels(shape)
     try:
-        return Frame.from_affine(affine, shape)
+        # A picture is no body, but it lies where the scene shows it, and there it is clicked on.
+        return Frame.from_affine(affine, shape, physical=physical)
     except ValueError as error:
         raise InputError(
             "bad_geometry",

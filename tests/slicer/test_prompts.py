@@ -51,6 +51,23 @@ def test_a_point_falls_on_its_voxel(scene: Any, name: str, moved: bool) -> None:
     assert click(world[0], node, volume).slice_index == k
 
 
+def test_a_click_into_a_picture_falls_on_its_pixel_wherever_the_scene_shows_it(scene: Any) -> None:
+    """A TIFF brings a spacing, and a person may centre the volume: its pixels are not at whole millimetres then."""
+    node = add_volume("left-handed")
+    storage = slicer.vtkMRMLVolumeArchetypeStorageNode()
+    storage.SetFileName("skin.tif")
+    scene.AddNode(storage)
+    node.SetAndObserveStorageNodeID(storage.GetID())
+    volume = volume_of(node)
+    assert volume.source.kind == "image"
+    assert not volume.has_place
+    ijk_to_ras = GEOMETRIES["left-handed"][0]
+    world = (ijk_to_ras @ (11, 7, 3, 1))[:3]
+    stroke = click(world, node, volume)
+    assert stroke.slice_index == 3
+    assert np.allclose(volume.slice_frame(3).to_index(stroke.prompt.points), [[0, 7, 11]], atol=1e-6)
+
+
 @pytest.mark.parametrize("outside", [[-0.6, 5, 5], [2, -0.6, 5], [2, 5, 29.6], [2, 200, 5]])
 def test_a_point_outside_is_refused_in_words(scene: Any, outside: list[float]) -> None:
     node = add_volume("axial")
@@ -80,6 +97,25 @@ def test_a_roi_is_a_box_on_the_slice_of_its_centre(scene: Any) -> None:
     roi.SetSizeWorld(np.abs(high - low) + (0, 0, 1))
     (box,) = strokes_of(roi, node, volume)
     assert (box.slice_index, box.prompt.kind) == (2, "box")
+    index = np.sort(volume.slice_frame(2).to_index(box.prompt.points)[:, 1:], axis=0)
+    assert np.allclose(index, [[4, 5], [10, 15]], atol=1e-6)
+
+
+def test_a_roi_turned_with_the_volume_is_the_box_that_was_drawn(scene: Any) -> None:
+    node = add_volume("oblique")
+    volume = volume_of(node)
+    axes = volume.require_frame().direction[:, ::-1] * np.array([[-1.0], [-1.0], [1.0]])  # columns, rows, slices in RAS
+    turn = vtk.vtkMatrix4x4()
+    for row, column in np.ndindex(3, 3):
+        turn.SetElement(row, column, axes[row, column])
+    roi = scene.AddNewNodeByClass("vtkMRMLMarkupsROINode")
+    low, high = world_of(node, [[2, 4, 5], [2, 10, 15]])
+    for row in range(3):
+        turn.SetElement(row, 3, (low + high)[row] / 2)
+    roi.SetAndObserveObjectToNodeMatrix(turn)
+    roi.SetSize(10 * 0.7, 6 * 0.7, 1.0)
+    (box,) = strokes_of(roi, node, volume)
+    assert box.slice_index == 2
     index = np.sort(volume.slice_frame(2).to_index(box.prompt.points)[:, 1:], axis=0)
     assert np.allclose(index, [[4, 5], [10, 15]], atol=1e-6)
 
