@@ -21,7 +21,7 @@ from medsight_core.mrml.volumes import Header, instance_uids
 FileOf = Callable[[str], str]
 """Gives the file of a SOP Instance UID, "" where there is none: ``slicer.dicomDatabase.fileForInstance``."""
 
-HEADER_TAGS: Final = ("Modality", "WindowCenter", "WindowWidth", "SeriesInstanceUID")
+HEADER_TAGS: Final = ("Modality", "WindowCenter", "WindowWidth", "PhotometricInterpretation", "SeriesInstanceUID")
 
 GRID_TOLERANCE: Final = 0.02
 """Of a voxel: how far the same voxel may lie apart in the scene and in the files."""
@@ -61,6 +61,8 @@ def header_of(node: Any, file_of: FileOf) -> Header:
     except Exception:  # a header only helps; pydicom raises many kinds of errors on damaged files
         return Header()
     centre, width = window
+    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
+        centre = width = None  # Slicer's reader turns the values round, and the window is meant for them as they were
     return Header(
         modality=MODALITIES.get(code, "unknown"),
         dicom_modality=code or None,
