@@ -9,28 +9,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import CancelledError
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 import anyio
-from anyio import from_thread, to_thread
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from anyio import to_thread
 from starlette.types import Receive
 
 from medsight_core.errors import Busy
+from medsight_core.server.pieces import Gone, Pieces
 from medsight_core.server.problems import stopping
 
 Begin = Callable[[threading.Event], Iterator[bytes]]
 """Starts an answer and gives its pieces, ready to be sent; the event cancels it. Runs in a thread of its own."""
 
-Item = bytes | Exception | None
-"""A piece; what the answer failed with; or, now and then, a sign of life."""
-
 RETRY_SECONDS: Final = 2.0
-
-_NOBODY: Final = (anyio.BrokenResourceError, CancelledError)
-"""What handing on a piece raises in a thread when nobody takes it any more."""
 
 
 class Work:
@@ -72,8 +65,8 @@ class Work:
             cancel.set()
 
     @asynccontextmanager
-    async def run(self, begin: Begin, receive: Receive) -> AsyncIterator[MemoryObjectReceiveStream[Item]]:
-        """Begins an answer; its items come out of the stream.
+    async def run(self, begin: Begin, receive: Receive) -> AsyncIterator[Pieces]:
+        """Begins an answer; its pieces can be taken.
 
         The body is left early, without an error, when the client goes away. However it is left, the answer is cancelled
         and its thread has ended afterwards.
@@ -88,17 +81,17 @@ class Work:
         """
         failure: Exception | None = None
         with self._place() as cancel:
-            put, items = anyio.create_memory_object_stream[Item](self._backlog)
+            pieces = Pieces(backlog=self._backlog, keep_alive_seconds=self._keep_alive)
             async with anyio.create_task_group() as group:
-                group.start_soon(self._pump, begin, cancel, put)
-                group.start_soon(self._show_life, put)
+                group.start_soon(self._make, begin, cancel, pieces)
                 group.start_soon(_leave_when_gone, receive, cancel, group.cancel_scope)
                 try:
-                    yield items
+                    yield pieces
                 except Exception as error:  # kept out of the task group, which would wrap it
                     failure = error
-                cancel.set()
-                items.close()
+                finally:  # also where the client is gone: the thread may wait for room
+                    cancel.set()
+                    pieces.close()
                 group.cancel_scope.cancel()
         if failure is not None:
             raise failure
@@ -116,40 +109,30 @@ class Work:
         finally:
             self._cancels.discard(cancel)
 
-    async def _pump(self, begin: Begin, cancel: threading.Event, put: MemoryObjectSendStream[Item]) -> None:
+    async def _make(self, begin: Begin, cancel: threading.Event, pieces: Pieces) -> None:
         # A limiter of our own: the one that all routes share would let answers keep uploads waiting.
         self._threads = self._threads or anyio.CapacityLimiter(self._most)
-        async with put:
-            await to_thread.run_sync(_pass_on, begin, cancel, put, limiter=self._threads)
-
-    async def _show_life(self, put: MemoryObjectSendStream[Item]) -> None:
-        while True:
-            await anyio.sleep(self._keep_alive)
-            try:
-                put.send_nowait(None)
-            except anyio.WouldBlock:
-                continue  # there is enough to be sent
-            except (anyio.ClosedResourceError, anyio.BrokenResourceError):
-                return
+        await to_thread.run_sync(_pass_on, begin, cancel, pieces, limiter=self._threads)
 
 
-def _pass_on(begin: Begin, cancel: threading.Event, put: MemoryObjectSendStream[Item]) -> None:
+def _pass_on(begin: Begin, cancel: threading.Event, pieces: Pieces) -> None:
     """Runs an answer in this thread, at the pace at which it is taken."""
     try:
         try:
-            pieces = begin(cancel)
+            made = begin(cancel)
             try:
-                for piece in pieces:
-                    from_thread.run(put.send, piece)
+                for piece in made:
+                    pieces.put(piece)
             finally:
-                close = getattr(pieces, "close", None)
+                close = getattr(made, "close", None)
                 if close is not None:
                     close()  # here, and not whenever it is collected
-        except _NOBODY:
+        except Gone:
             raise
         except Exception as error:
-            from_thread.run(put.send, error)
-    except _NOBODY:
+            pieces.put(error)
+        pieces.end()
+    except Gone:
         cancel.set()
 
 
