@@ -4,6 +4,7 @@
 #   make serve    serve the embedded model on this computer (ARGS="--port 9000" for its options)
 #   make test     the test suite
 #   make test-slicer  the tests of the 3D Slicer module, on three versions of Slicer's own libraries (about 5 GB, once)
+#   make test-ray     the tests of several replicas and of batches on Ray (some 600 MB, once)
 #   make lint     ruff and mypy
 #   make bench    the side-by-side benchmarks
 #   make clean    remove the virtual environment and what the targets wrote
@@ -32,12 +33,12 @@ ARGS ?=
 # alone, because trame-slicer, which draws the views without the desktop program, goes with no other.
 SLICER_WITH_VIEWS := 5.11.0.6
 SLICERS ?= $(SLICER_WITH_VIEWS) 5.12.4.0 5.13.31053.0
-SCENE_TESTS := $(patsubst %,tests/slicer/test_%.py,capture export prompts segments statistics volumes)
+SCENE_TESTS := $(patsubst %,tests/slicer/test_%.py,capture export prompts segments sources statistics volumes)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slicer lint bench clean
+.PHONY: help demo serve test test-slicer test-ray lint bench clean
 
 RUN := $(VENV)/.ready-to-run
 SERVE := $(VENV)/.ready-to-serve
@@ -109,6 +110,15 @@ test-slicer: $(patsubst %,.venv-slicer-%/.ready,$(SLICERS))
 	  OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen VTK_DEFAULT_OPENGL_WINDOW=vtkOSOpenGLRenderWindow PYTHONPATH="$$PWD" \
 	    ".venv-slicer-$$version/bin/python" -m pytest -q -n 2 --dist loadfile $$tests; \
 	done
+
+$(VENV)/.ready-to-scale: $(DEV)
+	@echo "Setting up Ray (once) ..."
+	@$(PIP) install -e '.[ray]'
+	@touch $@
+
+# Ray makes its workers nicer than this process, which not every container allows to be taken back.
+test-ray: $(VENV)/.ready-to-scale
+	@RAY_worker_niceness=0 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q tests/server/test_ray.py tests/batch/test_ray.py
 
 lint: $(DEV)
 	@$(VENV)/bin/python -m ruff check .

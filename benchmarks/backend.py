@@ -6,7 +6,8 @@ The server is `medsight serve` in a process of its own on this machine, reached 
 the same questions about the same slices; an answer counts from the call until its last event. Each round is about a
 slice that neither has seen yet, so that all of the work is in it; then a further question about the same slice follows,
 on which the model has the least to do and what lies between counts most. The answers of both sides must be equal, or
-the run stops.
+the run stops. Then a question about the whole scan is stopped in the middle, and it is seen how long the server still
+works on it.
 """
 
 from __future__ import annotations
@@ -17,19 +18,20 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import requests
 import torch
-from common import bright_ct, checkpoint, machine, options, show
-from engine import Figure
+from common import Figure, bright_ct, checkpoint, machine, options, show
 
-from medsight_core.backend import Backend
+from medsight_core.backend import Backend, Whole
 from medsight_core.client import RemoteBackend
-from medsight_core.events import Done, TextDelta
+from medsight_core.events import Done, Failed, TextDelta
 from medsight_core.imaging.volume import Volume, open_volume
 from medsight_core.inference.engine import Engine
 from medsight_core.inference.local import LocalBackend
@@ -143,6 +145,37 @@ def measure(here: Side, there: Side, volume: Volume, repeats: int) -> list[Figur
     ]  # fmt: skip
 
 
+def stopping(remote: RemoteBackend, volume: Volume, repeats: int) -> str:
+    """How long the server works on a question about the whole scan after its client hung up."""
+    seconds = []
+    question = Question(text=FIRST, volume=volume, slice_index=0)
+    with requests.Session() as session:
+        for number in range(repeats):
+            cancel = threading.Event()
+            timer = threading.Timer(0.6 + 0.1 * number, cancel.set)
+            timer.start()
+            whole = Whole(slices=range(volume.n_slices), exact=True)
+            stopped = isinstance(list(remote.ask(question, whole=whole, cancel=cancel))[-1], Failed)
+            began = time.perf_counter()
+            timer.cancel()
+            while running(session, remote):
+                time.sleep(0.001)
+            if stopped:
+                seconds.append(time.perf_counter() - began)
+    if not seconds:
+        raise SystemExit("Every question about the scan was answered before it could be stopped.")
+    return (
+        f"stopped in the middle of a scan, the server worked for {1000 * statistics.median(seconds):.0f} ms more "
+        f"(at most {1000 * max(seconds):.0f} ms in {len(seconds)} times; goal: 250 ms)"
+    )
+
+
+def running(session: requests.Session, remote: RemoteBackend) -> bool:
+    """Whether the server's model works on anything."""
+    text = session.get(remote.address.url("/metrics"), timeout=10).text
+    return any(float(line.split()[-1]) > 0 for line in text.splitlines() if line.startswith("medsight_model_running"))
+
+
 def same_masks(one: Answer, other: Answer) -> bool:
     """Whether both drew the same, bit for bit."""
     mine, theirs = ([region.mask.tobytes() for region in answer.regions] for answer in (one, other))
@@ -166,8 +199,9 @@ def main() -> None:
         spent = time.perf_counter() - start
         here = Side(backend=LocalBackend(Engine.from_pretrained(folder, device="cpu")))
         figures = measure(here, Side(backend=remote), volume, repeats)
+        stopped = stopping(remote, volume, repeats)
     upload = f"the scan was sent once: {sent / 2**20:.1f} of {volume.array.nbytes / 2**20:.1f} MiB in {spent:.2f} s"
-    show(figures, machine(given, name), lines=[upload], file=given.json)
+    show(figures, machine(given, name), lines=[upload, stopped], file=given.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks of volumes and of clicks share: a scan, a checkpoint, the options, the table and its file."""
+"""What the benchmarks share: taking turns, a scan, a checkpoint, the options, the table and its file."""
 
 from __future__ import annotations
 
@@ -7,20 +7,120 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from engine import CLOCKS, Figure, random_mini, table
+from transformers import Qwen3Config, ResNetConfig
 
 from medsight_core.errors import CheckpointError
 from medsight_core.geometry import Frame
 from medsight_core.imaging.volume import Source, Volume
 from medsight_core.inference.checkpoint import open_checkpoint
+from medsight_core.inference.loading import quiet_loading
+from medsight_core.model import (
+    MedSightConfig,
+    MedSightForConditionalGeneration,
+    MedSightImageProcessor,
+    MedSightProcessor,
+)
+
+QUESTION = "Segment the liver in this image."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One line of the table.
+
+    Attributes:
+        name: What is compared.
+        ratio: Median of the ratios, or the value itself where there is nothing to compare with.
+        spread: Lowest and highest.
+        goal: What it should be, with its direction.
+        detail: The two medians, in words.
+    """
+
+    name: str
+    ratio: float
+    spread: tuple[float, float]
+    goal: str
+    detail: str
+
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+"""CPU time of this process stands in for the clock on the wall where other work takes the processor away."""
+
+
+def in_turns(
+    first: Callable[[], Any], second: Callable[[], Any], repeats: int, clock: Callable[[], float]
+) -> tuple[list[float], list[float]]:
+    """Seconds of both, after one unmeasured round each; who begins changes every time."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    pair = (first, second)
+    for run in pair:
+        run()
+    for repeat in range(repeats):
+        for which in (0, 1) if repeat % 2 == 0 else (1, 0):
+            start = clock()
+            pair[which]()
+            seconds[which].append(clock() - start)
+    return seconds
+
+
+def random_mini(folder: Path) -> Path:
+    """A checkpoint of the size of medsight-mini with random weights."""
+    from training.tokenizer import build_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer([QUESTION], vocab_size=2048, groups=9, codes=16)
+    vision = ResNetConfig(embedding_size=32, hidden_sizes=[48, 96, 160, 256], depths=[2, 2, 3, 2], layer_type="basic")
+    text = Qwen3Config(
+        vocab_size=2048,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        head_dim=32,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
+    config = MedSightConfig(
+        vision_config=vision,
+        text_config=text,
+        vision_feature_layer=[3, 4],
+        detail_layers=[2, 1],
+        detail_from_pixels=True,
+        region_dim=64,
+        num_region_queries=16,
+        perceiver_stages=3,
+        perceiver_heads=2,
+        perceiver_head_dim=32,
+        perceiver_ff_mult=2,
+        num_code_groups=9,
+        codes_per_group=16,
+        code_dim=32,
+        mask_decoder="head",
+        visual_token_pooling=2,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        prompt_token_id=tokenizer.convert_tokens_to_ids("<prompt>"),
+        tie_word_embeddings=True,
+    )
+    model = MedSightForConditionalGeneration(config).eval()
+    images = MedSightImageProcessor(size=256, image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    with torch.inference_mode():
+        tokens = model.model.visual_tokens(model.model.encode_image(torch.zeros(1, 3, 256, 256))).shape[1]
+    with quiet_loading():
+        model.half().save_pretrained(folder)
+    MedSightProcessor(images, tokenizer, num_visual_tokens=tokens).save_pretrained(folder)
+    return folder
+
 
 SIDE = 512
 
@@ -92,7 +192,22 @@ def machine(given: argparse.Namespace, model: str, **more: Any) -> dict[str, Any
     }
 
 
-def show(figures: Sequence[Figure], measured_on: dict[str, Any], *, lines: Sequence[str], file: Path | None) -> None:
+def table(figures: Sequence[Figure]) -> str:
+    """The figures as Markdown."""
+    lines = ["| what | median | lowest to highest | goal | measured |", "|---|---|---|---|---|"]
+    for figure in figures:
+        low, high = figure.spread
+        digits = 0 if figure.ratio >= 100 else 3
+        lines.append(
+            f"| {figure.name} | {figure.ratio:.{digits}f} | {low:.{digits}f} to {high:.{digits}f} "
+            f"| {figure.goal} | {figure.detail} |"
+        )
+    return "\n".join(lines)
+
+
+def show(
+    figures: Sequence[Figure], measured_on: dict[str, Any], *, lines: Sequence[str] = (), file: Path | None
+) -> None:
     """Prints the table, and writes it as JSON where a file is named.
 
     Args:

@@ -10,8 +10,6 @@ not installed, a model of the same size with random weights is measured: speed d
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
 import statistics
@@ -20,118 +18,20 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, Qwen3Config, ResNetConfig
+from common import CLOCKS, QUESTION, Figure, checkpoint, in_turns, machine, options, show
+from transformers import AutoModelForCausalLM
 
-from medsight_core.errors import CheckpointError
 from medsight_core.inference.checkpoint import open_checkpoint
 from medsight_core.inference.decoding import Slots, Text, prefill
 from medsight_core.inference.grounding import decode_masks
-from medsight_core.inference.loading import load, quiet_loading
-from medsight_core.model import (
-    MedSightConfig,
-    MedSightForConditionalGeneration,
-    MedSightImageProcessor,
-    MedSightProcessor,
-)
-
-QUESTION = "Segment the liver in this image."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One line of the table.
-
-    Attributes:
-        name: What is compared.
-        ratio: Median of the ratios, or the value itself where there is nothing to compare with.
-        spread: Lowest and highest.
-        goal: What it should be, with its direction.
-        detail: The two medians, in words.
-    """
-
-    name: str
-    ratio: float
-    spread: tuple[float, float]
-    goal: str
-    detail: str
-
-
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-"""CPU time of this process stands in for the clock on the wall where other work takes the processor away."""
-
-
-def in_turns(
-    first: Callable[[], Any], second: Callable[[], Any], repeats: int, clock: Callable[[], float]
-) -> tuple[list[float], list[float]]:
-    """Seconds of both, after one unmeasured round each; who begins changes every time."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    pair = (first, second)
-    for run in pair:
-        run()
-    for repeat in range(repeats):
-        for which in (0, 1) if repeat % 2 == 0 else (1, 0):
-            start = clock()
-            pair[which]()
-            seconds[which].append(clock() - start)
-    return seconds
-
-
-def random_mini(folder: Path) -> Path:
-    """A checkpoint of the size of medsight-mini with random weights."""
-    from training.tokenizer import build_tokenizer
-
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer([QUESTION], vocab_size=2048, groups=9, codes=16)
-    vision = ResNetConfig(embedding_size=32, hidden_sizes=[48, 96, 160, 256], depths=[2, 2, 3, 2], layer_type="basic")
-    text = Qwen3Config(
-        vocab_size=2048,
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        num_key_value_heads=6,
-        head_dim=32,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-    )
-    config = MedSightConfig(
-        vision_config=vision,
-        text_config=text,
-        vision_feature_layer=[3, 4],
-        detail_layers=[2, 1],
-        detail_from_pixels=True,
-        region_dim=64,
-        num_region_queries=16,
-        perceiver_stages=3,
-        perceiver_heads=2,
-        perceiver_head_dim=32,
-        perceiver_ff_mult=2,
-        num_code_groups=9,
-        codes_per_group=16,
-        code_dim=32,
-        mask_decoder="head",
-        visual_token_pooling=2,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        prompt_token_id=tokenizer.convert_tokens_to_ids("<prompt>"),
-        tie_word_embeddings=True,
-    )
-    model = MedSightForConditionalGeneration(config).eval()
-    images = MedSightImageProcessor(size=256, image_mean=[0.5] * 3, image_std=[0.25] * 3)
-    with torch.inference_mode():
-        tokens = model.model.visual_tokens(model.model.encode_image(torch.zeros(1, 3, 256, 256))).shape[1]
-    with quiet_loading():
-        model.half().save_pretrained(folder)
-    MedSightProcessor(images, tokenizer, num_visual_tokens=tokens).save_pretrained(folder)
-    return folder
+from medsight_core.inference.loading import load
 
 
 class Bench:
@@ -146,7 +46,7 @@ class Bench:
 
     def __init__(self, *, folder: Path, repeats: int, tokens: int, clock: Callable[[], float]) -> None:
         self.folder, self.repeats, self.tokens, self.clock = folder, repeats, tokens, clock
-        self.model, processor = load(open_checkpoint(folder), dtype=torch.float32)
+        self.model, processor = load(open_checkpoint(folder))
         self.model.eval()
         image = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
         with torch.inference_mode():
@@ -309,38 +209,14 @@ class Bench:
         ]
 
 
-def table(figures: Sequence[Figure]) -> str:
-    """The figures as Markdown."""
-    lines = ["| what | median | lowest to highest | goal | measured |", "|---|---|---|---|---|"]
-    for figure in figures:
-        low, high = figure.spread
-        digits = 0 if figure.ratio >= 100 else 3
-        lines.append(
-            f"| {figure.name} | {figure.ratio:.{digits}f} | {low:.{digits}f} to {high:.{digits}f} "
-            f"| {figure.goal} | {figure.detail} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Measures, prints the table, writes JSON where asked."""
-    parser = argparse.ArgumentParser(description="Measure the engine beside plain transformers.")
-    parser.add_argument("--model", type=Path, help="checkpoint; default: medsight-mini, else random weights")
-    parser.add_argument("--repeats", type=int, default=9, help="of every measurement")
+    parser = options("Measure the engine beside plain transformers.", repeats=9)
     parser.add_argument("--tokens", type=int, default=96, help="written by each run of a decode loop")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="for torch")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu, with --threads 1, on a busy machine")
     parser.add_argument("--cold-starts", type=int, default=3, help="of `medsight ask`")
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            folder, what = open_checkpoint(given.model).folder, ""
-        except CheckpointError:
-            if given.model is not None:
-                raise
-            folder, what = random_mini(Path(scratch) / "random-mini"), " (random weights: medsight-mini is not here)"
+    with checkpoint(given.model) as (folder, name):
         bench = Bench(folder=folder, repeats=given.repeats, tokens=given.tokens, clock=CLOCKS[given.clock])
         measurements: list[Callable[[], list[Figure]]] = [
             lambda: [bench.decoding(1)],
@@ -355,23 +231,8 @@ def main() -> None:
         for measure in measurements:
             figures += measure()
             print(f"{figures[-1].name}: {figures[-1].ratio:.3f}", file=sys.stderr, flush=True)
-    machine = {
-        "model": folder.name + what,
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "threads": given.threads,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "repeats": given.repeats,
-        "clock": given.clock,
-    }
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    print(table(figures))
-    if given.json is not None:
-        content = {"machine": machine, "figures": [asdict(figure) for figure in figures]}
-        given.json.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    about = machine(given, name, transformers=transformers.__version__, python=platform.python_version())
+    show(figures, about, file=given.json)
 
 
 if __name__ == "__main__":

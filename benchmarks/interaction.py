@@ -10,49 +10,23 @@ looked for in two ways, so perceiver and head run twice. Two things are timed in
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import statistics
-import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from engine import CLOCKS, Figure, in_turns, random_mini, table
+from common import CLOCKS, SIDE, Figure, bright_ct, checkpoint, in_turns, machine, options, show
 
-from medsight_core.errors import CheckpointError
-from medsight_core.geometry import Frame
-from medsight_core.imaging.volume import Source, Volume
-from medsight_core.inference.checkpoint import open_checkpoint
 from medsight_core.inference.engine import Engine
 from medsight_core.inference.inputs import draw_prompts, slice_pixels, slice_transform
 from medsight_core.inference.session import Session
 from medsight_core.regions import Prompt
 
-SIDE, SLICES = 512, 3
+SLICES = 3
 WAYS = 2
 """In so many ways a region is looked for on the next slice, see `medsight_core.inference.propagation`."""
-
-
-def scan() -> Volume:
-    """A CT of a few slices: a bright disc in noise."""
-    rng = np.random.default_rng(0)
-    rows, columns = np.mgrid[:SIDE, :SIDE]
-    disc = (rows - SIDE / 2) ** 2 + (columns - SIDE / 2) ** 2 < (SIDE / 5) ** 2
-    array = (rng.normal(0, 30, (SLICES, SIDE, SIDE)) + 150 * disc).astype(np.int16)
-    frame = Frame.from_affine(np.diag([3.0, 0.8, 0.8, 1.0])[[2, 1, 0, 3]], array.shape)
-    return Volume(
-        array=array,
-        frame=frame,
-        slice_frames=tuple(frame.slice(k) for k in range(SLICES)),
-        modality="CT",
-        source=Source(kind="nifti", paths=(Path("scan.nii"),)),
-    )
 
 
 class Bench:
@@ -67,7 +41,7 @@ class Bench:
     def __init__(self, *, folder: Path, repeats: int, clock: Callable[[], float]) -> None:
         self.repeats, self.clock = repeats, clock
         self.engine = Engine.from_pretrained(folder, device="cpu")
-        self.volume = scan()
+        self.volume = bright_ct(SLICES)
         frame = self.volume.slice_frame(1)
         self.clicks = [
             Prompt(kind="point", points=frame.to_lps([[0, SIDE / 2 + d, SIDE / 2 - d]])) for d in (0, SIDE / 8)
@@ -141,38 +115,12 @@ class Bench:
 
 def main() -> None:
     """Measures, prints the table, writes JSON where asked."""
-    parser = argparse.ArgumentParser(description="Measure clicks beside bare passes of the model.")
-    parser.add_argument("--model", type=Path, help="checkpoint; default: medsight-mini, else random weights")
-    parser.add_argument("--repeats", type=int, default=15, help="of every measurement")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="for torch")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu, with --threads 1, on a busy machine")
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
-    given = parser.parse_args()
+    given = options("Measure clicks beside bare passes of the model.", repeats=15).parse_args()
     torch.set_num_threads(given.threads)
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            folder = open_checkpoint(given.model).folder
-        except CheckpointError:
-            if given.model is not None:
-                raise
-            folder = random_mini(Path(scratch) / "random-mini")
+    with checkpoint(given.model) as (folder, name):
         bench = Bench(folder=folder, repeats=given.repeats, clock=CLOCKS[given.clock])
         figures = [bench.second_click(), bench.following()]
-    machine = {
-        "model": folder.name,
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "threads": given.threads,
-        "torch": torch.__version__,
-        "repeats": given.repeats,
-        "clock": given.clock,
-    }
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    print(table(figures))
-    if given.json is not None:
-        content = {"machine": machine, "figures": [asdict(figure) for figure in figures]}
-        given.json.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    show(figures, machine(given, name), file=given.json)
 
 
 if __name__ == "__main__":

@@ -13,28 +13,19 @@ seen yet. Answers are written to ``--tokens`` tokens, whatever the model would s
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import statistics
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from engine import CLOCKS, Figure, in_turns, random_mini, table
+from common import CLOCKS, Figure, checkpoint, in_turns, machine, options, show
 
-from medsight_core.errors import CheckpointError
 from medsight_core.events import TextDelta, fold
 from medsight_core.geometry import Frame
 from medsight_core.imaging.volume import Source, Volume
-from medsight_core.inference.checkpoint import open_checkpoint
 from medsight_core.inference.engine import Engine
 from medsight_core.inference.scheduler import Scheduler
 from medsight_core.regions import Question
@@ -183,22 +174,11 @@ class Bench:
 
 def main() -> None:
     """Measures, prints the table, writes JSON where asked."""
-    parser = argparse.ArgumentParser(description="Measure many questions at once beside one at a time.")
-    parser.add_argument("--model", type=Path, help="checkpoint; default: medsight-mini, else random weights")
-    parser.add_argument("--repeats", type=int, default=9, help="of every measurement")
+    parser = options("Measure many questions at once beside one at a time.", repeats=9)
     parser.add_argument("--tokens", type=int, default=64, help="of every answer")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="for torch")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu, with --threads 1, on a busy machine")
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            folder = open_checkpoint(given.model).folder
-        except CheckpointError:
-            if given.model is not None:
-                raise
-            folder = random_mini(Path(scratch) / "random-mini")
+    with checkpoint(given.model) as (folder, name):
         bench = Bench(folder=folder, repeats=given.repeats, tokens=given.tokens, clock=CLOCKS[given.clock])
         try:
             figures = [
@@ -210,22 +190,7 @@ def main() -> None:
             shares = bench.shares()
         finally:
             bench.close()
-    machine: dict[str, Any] = {
-        "model": folder.name,
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "threads": given.threads,
-        "torch": torch.__version__,
-        "repeats": given.repeats,
-        "clock": given.clock,
-    }
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    print(f"A question about a new image: {shares}")
-    print(table(figures))
-    if given.json is not None:
-        content = {"machine": machine, "figures": [asdict(figure) for figure in figures]}
-        given.json.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    show(figures, machine(given, name), lines=[f"A question about a new image: {shares}"], file=given.json)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import bright_ct, checkpoint, machine, options, show
-from engine import CLOCKS, QUESTION, Figure, in_turns
+from common import CLOCKS, QUESTION, Figure, bright_ct, checkpoint, in_turns, machine, options, show
 
 from medsight_core.events import Failed, fold
 from medsight_core.imaging.volume import Volume, open_volume
