@@ -24,6 +24,7 @@ from medsight_core.mrml.sources import FileOf
 
 from .case import Case
 from .chores import Begin
+from .shown import GREY
 
 FIRST_VIEW: Final = "Red"
 NO_VOLUME: Final = "Choose a scan to ask about."
@@ -233,23 +234,31 @@ class Assistant:
         """Brings all slice views to a finding, and selects its segment."""
 
         def act(case: Case) -> None:
-            views.jump_to(case.node.GetScene(), case.place_of(key))
-            case.select(key)
+            if case.shown is not None:
+                views.jump_to(case.node.GetScene(), case.shown.place_of(key))
+                case.shown.select(key)
 
         return self._try(act)
 
     def emphasise(self, key: str | None) -> None:
         """Lets a finding stand out while it is pointed at; None ends that."""
-        if self._case is not None and self._case.alive:
-            self._case.emphasise(key)
+        if self._case is not None and self._case.alive and self._case.shown is not None:
+            self._case.shown.emphasise(key)
 
     def colour(self, key: str) -> str:
         """Of a finding, as "#rrggbb"."""
-        return "#808080" if self._case is None else self._case.colour(key)
+        shown = None if self._case is None else self._case.shown
+        return GREY if shown is None else shown.colour(key)
 
     def measured(self, key: str) -> Measurements | None:
         """Of a finding; None until it is measured (`on_change` tells), or where there is nothing to measure."""
-        return None if self._case is None else self._case.measured(key)
+        shown = None if self._case is None else self._case.shown
+        return None if shown is None else shown.measured(key)
+
+    @property
+    def unit(self) -> str:
+        """Of the grey values of the chosen volume."""
+        return "HU" if self.modality == "CT" else ""
 
     def markdown(self) -> str:
         """The conversation for a note."""

@@ -1,4 +1,4 @@
-"""One volume of the scene and what was said about it: asked, answered, shown as segments, remembered. No Qt in here."""
+"""One volume of the scene and what was said about it: asked, answered, shown, remembered. No Qt in here."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Final
 
-import slicer
-
 from medsight_core.backend import Backend, Info, Stroke, Whole
-from medsight_core.chat import Asked, Conversation, Finding, put
+from medsight_core.chat import Asked, Conversation, put
 from medsight_core.chat.saving import from_json, to_json
 from medsight_core.errors import InputError, MedSightError
 from medsight_core.events import Done, Event, Failed, RegionFound
 from medsight_core.imaging.volume import Volume
-from medsight_core.measure import Measurements, measure
 from medsight_core.mrml import memory
 from medsight_core.mrml.segments import VOLUME_ROLE, Segments
 from medsight_core.mrml.sources import FileOf, header_of
 from medsight_core.mrml.volumes import Header, Reading, reading_of
 
 from .chores import Begin, Chores
+from .shown import Shown
+
+UNKNOWN: Final = "unknown"
+"""The modality of a scan of which nothing says what it is."""
 
 MODALITY: Final = "MedSIGHT.modality"
-"""Attribute of a volume node: the modality that a person chose for it."""
+"""Attribute of a volume node: what kind of scan it was asked about as, chosen by a person or said by its files."""
 
 
 class Case:
@@ -41,7 +42,7 @@ class Case:
 
     Attributes:
         conversation: About the volume.
-        segments: Of its findings; None while the volume cannot be asked about.
+        shown: Its findings in the scene; None while the volume cannot be asked about.
         notice: One sentence for the person, or "".
         failure: How the last answer failed since the volume was chosen; None where it did not.
     """
@@ -49,7 +50,7 @@ class Case:
     def __init__(self, node: Any, *, begin: Begin, connect: Callable[[], Backend], file_of: FileOf) -> None:
         self.node = node
         self.conversation = Conversation()
-        self.segments: Segments | None = None
+        self.shown: Shown | None = None
         self.notice = ""
         self.failure: Failed | None = None
         self._begin = begin
@@ -61,8 +62,6 @@ class Case:
         self._header = header_of(node, file_of)
         self._goes_on = False
         self._remembered: tuple[Any, ...] = ()
-        self._measured: dict[str, tuple[tuple[int, ...], Measurements | None]] = {}
-        self._measurements = 0
         try:
             self._look()
         except MedSightError as error:
@@ -89,19 +88,25 @@ class Case:
         return None if self._reading is None else self._reading.outline
 
     @property
+    def segments(self) -> Segments | None:
+        """Of its findings; None while the volume cannot be asked about."""
+        return None if self.shown is None else self.shown.segments
+
+    @property
     def measurements(self) -> int:
         """How many measurements have been taken so far."""
-        return self._measurements
+        return 0 if self.shown is None else self.shown.measurements
 
     @property
     def modality(self) -> str:
-        """Of the volume: as a person chose it, else as its files say."""
+        """Of the volume: as it was asked about or as a person chose it, else as its files say."""
         return self._known().modality
 
     def choose_modality(self, modality: str) -> None:
         """Says what kind of scan it is; "" goes back to what its files say."""
         self.node.SetAttribute(MODALITY, modality or None)
         if not self.busy:
+            self.notice = ""
             self._look()
             self._remember()
 
@@ -190,69 +195,9 @@ class Case:
         if self.alive and self._reading is not None and self._remembered != (*self.conversation.turns, self._reading):
             self._kept(self._text(self.conversation, self._reading), self.conversation.turns, self._reading)
 
-    def measured(self, key: str) -> Measurements | None:
-        """Measurements of a finding's segment as it is now; None until they are there, or where there are none."""
-        segment_id = self._id(key)
-        if segment_id is None or self.segments is None or self.node.GetImageData() is None:
-            return None
-        stamp, known = self._stamp(segment_id), self._measured.get(key)
-        if known is None or known[0] != stamp:
-            self._measured[key] = (stamp, None)
-            part, frame, start = self.segments.part(segment_id)
-            voxels = slicer.util.arrayFromVolume(self.node)
-            if part.any() and voxels.shape[:3] == self.segments.frame.shape:
-                box = tuple(slice(a, a + n) for a, n in zip(start, part.shape, strict=True))
-                values = voxels[box] if voxels.ndim == 3 else None
-                self._chores.add(
-                    f"measure {key}",
-                    lambda: measure(part, frame, values=values, first_slice=start[0]),
-                    lambda found: self._note(key, stamp, found),
-                )
-        return self._measured[key][1]
-
-    def colour(self, key: str) -> str:
-        """Of a finding's segment, as "#rrggbb"; grey where it has none."""
-        segment_id = self._id(key)
-        if segment_id is None or self.segments is None:
-            return "#808080"
-        colour = self.segments.node_or_raise().GetSegmentation().GetSegment(segment_id).GetColor()
-        return "#" + "".join(f"{round(255 * channel):02x}" for channel in colour)
-
-    def place_of(self, key: str) -> Any:
-        """A voxel of a finding next to the middle of it, in world RAS mm ``(3,)``.
-
-        Raises:
-            InputError: no_segment, empty_segment.
-        """
-        segments, segment_id = self._segment(key)
-        return segments.centre(segment_id)
-
-    def emphasise(self, key: str | None) -> None:
-        """Lets a finding's segment stand out; None ends that."""
-        if self.segments is not None and self.segments.node is not None:
-            self.segments.emphasise(None if key is None else self._id(key))
-
-    def select(self, key: str) -> None:
-        """Makes a finding's segment the one that Slicer's Segment Editor works on."""
-        segments, segment_id = self._segment(key)
-        editor = self.node.GetScene().GetSingletonNode("SegmentEditor", "vtkMRMLSegmentEditorNode")
-        if editor is not None:
-            editor.SetAndObserveSegmentationNode(segments.node_or_raise())
-            editor.SetAndObserveSourceVolumeNode(self.node)
-            editor.SetSelectedSegmentID(segment_id)
-
-    def _segment(self, key: str) -> tuple[Segments, str]:
-        segment_id = self._id(key)
-        if self.segments is None or segment_id is None:
-            raise InputError("no_segment", "This finding is not in the scene any more.", "Undo, or ask again.")
-        return self.segments, segment_id
-
-    def _id(self, key: str) -> str | None:
-        return None if self.segments is None or not self.alive else self.segments.ids.get(key)
-
     def _known(self) -> Header:
         chosen = self.node.GetAttribute(MODALITY)
-        return replace(self._header, modality=chosen) if chosen else self._header
+        return replace(self._header, modality=chosen, inverted=False) if chosen else self._header
 
     def _look(self) -> None:
         """Looks whether the volume is still the one that was read."""
@@ -283,7 +228,7 @@ class Case:
         except MedSightError as error:
             self.notice = str(error)
         self._remembered = (*self.conversation.turns, reading)
-        self.segments = Segments(self.node, reading.outline.require_frame(), known=keys)
+        self.shown = Shown(self.node, reading.outline.require_frame(), chores=self._chores, known=keys)
         self._show()
 
     def _part(self) -> None:
@@ -292,11 +237,10 @@ class Case:
         if self._worker is not None:
             self._worker.cancel()
             self._worker = None
-        if self.segments is not None and (node := self.segments.node) is not None:
+        if self.shown is not None and (node := self.shown.segments.node) is not None:
             node.RemoveNodeReferenceIDs(VOLUME_ROLE)
         self.conversation = Conversation()
-        self.segments = Segments(self.node, self._reading.outline.require_frame())
-        self._measured.clear()
+        self.shown = Shown(self.node, self._reading.outline.require_frame(), chores=self._chores)
         self._remember()
 
     def _run(self, asked: Asked, *, goes_on: bool = False) -> None:
@@ -346,20 +290,16 @@ class Case:
 
     def _show(self) -> None:
         """Brings the segments to what the conversation holds."""
-        if self.segments is None:
+        if self.shown is None:
             return
         last, info = self.conversation.last, self.info
         tags = {"Question": (last.asked.text or "what was marked")} if last else {}
         if info is not None:
             tags |= {"Model": info.model, "Digest": info.digest}
         try:
-            self.segments.sync([one for one in self.conversation.findings if self._has_voxels(one)], tags)
+            self.shown.sync(self.conversation.findings, tags)
         except MedSightError as error:
             self.notice = str(error)
-
-    def _has_voxels(self, finding: Finding) -> bool:
-        """Whether there is anything to show; what is shown already has been looked at."""
-        return self._id(finding.key) is not None or bool(finding.region.mask.any())
 
     def _remember(self) -> None:
         """Lets the scene remember the conversation, once it is packed."""
@@ -375,19 +315,10 @@ class Case:
 
     def _kept(self, text: str, turns: tuple[Any, ...], reading: Reading) -> None:
         memory.remember(self.node, text)
+        if turns and reading is self._reading and reading.outline.modality != UNKNOWN:
+            self.node.SetAttribute(MODALITY, reading.outline.modality)  # a saved scene may be opened without the files
         self._remembered = (*turns, reading)
 
     @staticmethod
     def _text(conversation: Conversation, reading: Reading) -> str:
         return json.dumps(to_json(conversation, reading.outline)) if conversation.turns else ""
-
-    def _note(self, key: str, stamp: tuple[int, ...], found: Measurements | None) -> None:
-        self._measured[key] = (stamp, found)
-        self._measurements += 1
-
-    def _stamp(self, segment_id: str) -> tuple[int, ...]:
-        """Equal as long as neither the segment nor the volume changes."""
-        assert self.segments is not None
-        segment = self.segments.node_or_raise().GetSegmentation().GetSegment(segment_id)
-        labels = segment.GetRepresentation("Binary labelmap")
-        return (0 if labels is None else labels.GetMTime(), self.node.GetImageData().GetMTime())

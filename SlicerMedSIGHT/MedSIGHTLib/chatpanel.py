@@ -17,6 +17,7 @@ from medsight_core.errors import MedSightError
 
 from ._qt import EventFilter, alive, clean, path_of, qt, val
 from .host import Host
+from .labels import inked, window_theme
 from .page import Page
 from .question import Question
 from .theme import theme_of
@@ -114,7 +115,7 @@ class ChatPanel:
         self._stop.setVisible(busy)
         self._escape.setEnabled(busy)
         self._enable()
-        self._banner.setText(f'<span style="color:{theme.quiet}">{NOTICE}</span>')
+        self._banner.setText(inked(NOTICE, window_theme(self._banner).quiet))
         notice = one_line(self._message or host.notice)
         self._notice.setText(notice)
         self._notice.setVisible(bool(notice))

@@ -109,7 +109,7 @@ class FindingsTable:
     def _show(self, row: int, finding: Finding) -> None:
         """Writes only what is not there yet, so that nothing flickers and no editor is closed."""
         measured = self._host.measured(finding.key)
-        texts = (clean(finding.name), score_text(finding), *_measures(measured))
+        texts = (clean(finding.name), score_text(finding), *_measures(measured, self._host.unit))
         for column, text in enumerate(texts):
             item = self.widget.item(row, column)
             if item.text() != text:
@@ -248,12 +248,12 @@ class FindingsTable:
         return made
 
 
-def _measures(measured: Measurements | None) -> tuple[str, str, str]:
+def _measures(measured: Measurements | None, unit: str) -> tuple[str, str, str]:
     """Volume, diameter and mean, as a person reads them."""
     if measured is None:
         return NO_VALUE, NO_VALUE, NO_VALUE
     diameter = f"{measured.diameter.length_mm:,.1f} {'mm' if measured.physical else 'px'}"
-    mean = NO_VALUE if measured.mean is None else f"{measured.mean:,.1f}"
+    mean = NO_VALUE if measured.mean is None else f"{measured.mean:,.1f} {unit}".rstrip()
     return _volume(measured), diameter, mean
 
 

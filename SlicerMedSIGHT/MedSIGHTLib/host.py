@@ -60,6 +60,10 @@ class Host(Protocol):
         should not be computed anew each time.
         """
 
+    @property
+    def unit(self) -> str:
+        """Of the scan's grey values: "HU", or "" where they have none."""
+
     def suggestions(self) -> tuple[str, ...]:
         """Questions to begin with."""
 

@@ -1,4 +1,4 @@
-"""The row of tools for pointing at a structure in the slice views."""
+"""The tools for pointing at a structure in the slice views."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TOOLS: Final[tuple[tuple[str, str, Tool, bool], ...]] = (
     ("&Point", "Click a structure in a slice view to segment it; a further click adds to it", "point", True),
     ("&Not this", "Click what does not belong to the structure", "point", False),
     ("&Box", "Draw a box around a structure on the slice that is shown", "box", True),
-    ("Sc&ribble", "Draw a line through a structure; a right click ends it", "scribble", True),
+    ("S&cribble", "Draw a line through a structure; a right click ends it", "scribble", True),
     ("&Outline", "Draw around a structure; a right click ends it", "outline", True),
 )
 
@@ -33,8 +33,12 @@ class Tools:
         self._assistant = assistant
         self.widget = qt.QWidget()
         self.widget.setObjectName("MedSIGHTTools")
-        layout = qt.QHBoxLayout(self.widget)
-        layout.setContentsMargins(0, 0, 0, 0)
+        whole = qt.QVBoxLayout(self.widget)  # two rows: in one, a narrow panel would cut their names
+        whole.setContentsMargins(0, 0, 0, 0)
+        whole.setSpacing(4)
+        layout, below = qt.QHBoxLayout(), qt.QHBoxLayout()
+        for row in (layout, below):
+            whole.addLayout(row)
         self._in_hand: tuple[Tool, bool] | None = None
         self._buttons: list[tuple[Any, Tool, bool]] = []
         for words, tip, tool, positive in TOOLS:
@@ -42,13 +46,14 @@ class Tools:
             button.setCheckable(True)
             button.clicked.connect(lambda *a, tool=tool, positive=positive: self._take(tool, positive))
             self._buttons.append((button, tool, positive))
-        self._another = self._button(layout, "Ne&w structure", "Let the next mark begin another structure")
+        self._another = self._button(below, "N&ew structure", "Let the next mark begin another structure")
         self._another.clicked.connect(lambda *a: self._assistant.begin_another())
         self._through = self._button(
-            layout, "&Through the slices", "Segment what was marked on the neighbouring slices as well"
+            below, "&Through the slices", "Segment what was marked on the neighbouring slices as well"
         )
         self._through.clicked.connect(lambda *a: self._assistant.segment("", True))
-        layout.addStretch(1)
+        for row in (layout, below):
+            row.addStretch(1)
         self.pointing = Pointing(
             assistant, scene, later=lambda go: qt.QTimer.singleShot(0, go), on_end=lambda: self._put_down()
         )

@@ -14,7 +14,7 @@ from typing import Final
 from urllib.parse import quote, unquote
 
 from medsight_core.chat.markdown import place_of
-from medsight_core.chat.turns import Finding, Turn
+from medsight_core.chat.turns import Finding, Piece, Turn
 
 from ._qt import clean
 from .theme import Theme
@@ -90,7 +90,7 @@ class Transcript:
             words = "Done." if turn.findings else "Nothing was found."
             yield _paragraph(html.escape(words), after=4, line=True)
         findings = {finding.key: finding for finding in turn.kept}
-        for line in _lines((piece.text, piece.keys) for piece in turn.pieces()):
+        for line in _lines(_pieces(turn)):
             inner = "".join(
                 self._word(text, findings[keys[0]], theme, colours[keys[0]]) if keys else html.escape(text)
                 for text, keys in line
@@ -115,7 +115,7 @@ class Transcript:
         link = f'<a href="{FINDING}:{quote(finding.key)}" style="color:{shade};text-decoration:none">{name}</a>'
         unsure = finding.region.certainty == "uncertain"
         facts = _small(self._facts(finding), theme.warning if unsure and not finding.hidden else theme.quiet)
-        return _paragraph(f"{square}&nbsp; {link} &nbsp;{facts}", left=10, after=2)
+        return _paragraph(f"{square}&nbsp; {link} &nbsp;{facts}", left=28, first=-18, after=2)
 
     def _facts(self, finding: Finding) -> str:
         """How sure and how large, in words and numbers."""
@@ -180,6 +180,20 @@ def _progress(turn: Turn) -> str:
     return f"{one_line(progress.what)}{count} …"
 
 
+def _pieces(turn: Turn) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The answer with what it names, also where it has no words for that: there the finding's name stands."""
+    place, before = 0, ""
+    for piece in (*turn.pieces(), Piece("", ())):
+        for finding in turn.kept:
+            if finding.region.span.start == finding.region.span.end == place:
+                if before[-1:].isalnum():
+                    yield " ", ()
+                before = one_line(finding.name)
+                yield before, (finding.key,)
+        yield piece.text, piece.keys
+        place, before = place + len(piece.text), piece.text
+
+
 def _lines(pieces: Iterable[tuple[str, tuple[str, ...]]]) -> Iterator[list[tuple[str, tuple[str, ...]]]]:
     """Pieces of a text by paragraph; a very long paragraph ends with one of its sentences."""
     line: list[tuple[str, tuple[str, ...]]] = []
@@ -222,8 +236,10 @@ def _fitting(text: str, length: int) -> int:
     return space if space > 0 else max(room + _LATEST_BREAK, 1)
 
 
-def _paragraph(inner: str, *, before: int = 0, after: int = 0, left: int = 0, line: bool = False) -> str:
-    height = ";line-height:125%" if line else ""
+def _paragraph(
+    inner: str, *, before: int = 0, after: int = 0, left: int = 0, first: int = 0, line: bool = False
+) -> str:
+    height = (";line-height:125%" if line else "") + (f";text-indent:{first}px" if first else "")
     style = f"margin-top:{before}px;margin-bottom:{after}px;margin-left:{left}px{height};white-space:pre-wrap"
     return f'<p style="{style}">{inner}</p>'
 

@@ -10,11 +10,13 @@ from medsight_core.mrml.sources import FileOf
 
 from ._qt import alive, qt, val
 from .assistant import Assistant
+from .case import UNKNOWN
 from .chatpanel import ChatPanel
 from .connection import Connection, refused
 from .consent import Consents
 from .exportdialog import ExportDialog
 from .findings import FindingsTable
+from .labels import inked, window_theme, words_label
 from .localserver import LocalServer
 from .settings import Store
 from .settingspage import SettingsPage
@@ -22,7 +24,10 @@ from .tools import Tools
 from .worker import Poll, Worker
 
 MODALITIES: Final = ("CT", "MR", "X-ray", "Ultrasound", "Endoscopy", "Dermoscopy", "Fundus", "OCT", "Pathology")
-UNKNOWN: Final = "unknown"
+NOT_SAID: Final = (
+    "Nothing says what kind of scan this is. Choose it, so that the model sees its grey values as they are meant; "
+    "otherwise it has to guess."
+)
 
 
 class Window:
@@ -62,6 +67,7 @@ class Window:
         self.tools = Tools(self.assistant, scene)
         self.settings = SettingsPage(self.connection)
         self._modality = self._make_modality()
+        self._not_said = words_label(self.widget, "MedSIGHTNotSaid")
         self._export = qt.QPushButton("E&xport…")
         self._export.setObjectName("MedSIGHTExportButton")
         self._export.setToolTip("Save the findings as DICOM-SEG or in another format, or send them to an archive")
@@ -107,6 +113,10 @@ class Window:
         self._modality.setCurrentIndex(max(0, self._modality.findText(chosen)))
         self._modality.setEnabled(self.assistant.node is not None)
         self._modality.blockSignals(before)
+        asked_for = chosen == UNKNOWN and self.assistant.outline is not None
+        self._not_said.setVisible(asked_for)
+        if asked_for:
+            self._not_said.setText(inked(NOT_SAID, window_theme(self.widget).warning))
         self._export.setEnabled(bool(self.assistant.conversation.findings))
         failure = self.assistant.failure
         if failure is not None and failure is not self._consent_for and refused(failure.error()):
@@ -143,6 +153,7 @@ class Window:
         kind.addWidget(qt.QLabel("Kind of scan:"))
         kind.addWidget(self._modality, 1)
         layout.addLayout(kind)
+        layout.addWidget(self._not_said)
         layout.addWidget(self.chat.widget, 1)
         layout.addWidget(self.tools.widget)
         layout.addWidget(self.table.widget)

@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import slicer
 from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.multival import MultiValue
 
 from medsight_core.errors import InputError, MedSightError
 from medsight_core.geometry import Frame
+from medsight_core.imaging.burned_in import pixel_text
 from medsight_core.imaging.dicom import MODALITIES, read_dicom_series
+from medsight_core.imaging.dicom_header import read_header
 from medsight_core.imaging.volume import Volume
 from medsight_core.mrml.volumes import Header, instance_uids
 
 FileOf = Callable[[str], str]
 """Gives the file of a SOP Instance UID, "" where there is none: ``slicer.dicomDatabase.fileForInstance``."""
-
-HEADER_TAGS: Final = ("Modality", "WindowCenter", "WindowWidth", "PhotometricInterpretation", "SeriesInstanceUID")
 
 GRID_TOLERANCE: Final = 0.02
 """Of a voxel: how far the same voxel may lie apart in the scene and in the files."""
@@ -52,21 +53,33 @@ def files_of(node: Any, file_of: FileOf) -> tuple[Path, ...]:
 
 
 def header_of(node: Any, file_of: FileOf) -> Header:
-    """What the files say that voxels do not; an empty header where there are none or they cannot be read."""
+    """What a scan's files say that its voxels do not, or what Slicer noted of them; empty where nothing is known.
+
+    A series whose images have no UIDs of their own is not in the DICOM database, but the volume knows the file that it
+    was read from. Where the files are elsewhere, as for a scene from another computer, Slicer's subject hierarchy still
+    has the modality.
+
+    Args:
+        node: Of the volume.
+        file_of: Finds the files of DICOM instances.
+    """
     try:
-        path = files_of(node, file_of)[0]
-        dataset = dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER_TAGS))
-        code = str(dataset.get("Modality", "")).strip()
-        window = (_first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth")))
+        header = read_header(_a_file(node, file_of))
+        code = header.text("Modality").strip()
+        window = (_first(header.dataset.get("WindowCenter")), _first(header.dataset.get("WindowWidth")))
     except Exception:  # a header only helps; pydicom raises many kinds of errors on damaged files
-        return Header()
+        code = _noted_modality(node)
+        return Header(modality=MODALITIES.get(code, "unknown"), dicom_modality=code or None)
     centre, width = window
-    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
-        centre = width = None  # Slicer's reader turns the values round, and the window is meant for them as they were
+    inverted = header.layout.photometric == "MONOCHROME1"
+    if inverted:
+        centre = width = None  # the window is meant for the values as they were
     return Header(
         modality=MODALITIES.get(code, "unknown"),
         dicom_modality=code or None,
         window=(centre, width) if centre is not None and width is not None and width >= 1 else None,
+        inverted=inverted,
+        pixel_text=pixel_text([header]),
     )
 
 
@@ -143,6 +156,23 @@ def reordering(source: Frame, target: Frame) -> Reordering:
             "Export as .seg.nrrd or NIfTI, or ask about the volume as it was imported.",
         )
     return found
+
+
+def _a_file(node: Any, file_of: FileOf) -> Path:
+    """A file of the scan: of its instances, else the one that the volume itself was read from."""
+    if instance_uids(node):
+        return files_of(node, file_of)[0]
+    storage = node.GetStorageNode()
+    return Path((storage.GetFullNameFromFileName() if storage is not None else "") or "")
+
+
+def _noted_modality(node: Any) -> str:
+    """The DICOM modality that Slicer's DICOM module notes beside a volume; "" where it did not."""
+    scene = node.GetScene()
+    hierarchy: Any = None if scene is None else scene.GetFirstNodeByClass("vtkMRMLSubjectHierarchyNode")
+    item = 0 if hierarchy is None else hierarchy.GetItemByDataNode(node)
+    name = slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMSeriesModalityAttributeName()
+    return (hierarchy.GetItemAttribute(item, name) or "").strip() if item else ""
 
 
 def _first(value: Any) -> float | None:

@@ -18,7 +18,7 @@ import vtk
 
 from medsight_core.errors import InputError
 from medsight_core.geometry import Frame
-from medsight_core.imaging.volume import Source, Volume
+from medsight_core.imaging.volume import PixelText, Source, Volume
 from medsight_core.mrml.space import matrix_of
 
 INSTANCES: Final = "DICOM.instanceUIDs"
@@ -42,11 +42,16 @@ class Header:
         modality: As `Volume.modality`.
         dicom_modality: DICOM Modality, such as "CT".
         window: Centre and width that the file proposes.
+        inverted: Whether its grey values are stored the other way round (MONOCHROME1), so that Slicer's reader has
+            turned them.
+        pixel_text: What the file says of text about the patient in its pixels, as `Source.pixel_text`.
     """
 
     modality: str = "unknown"
     dicom_modality: str | None = None
     window: tuple[float, float] | None = None
+    inverted: bool = False
+    pixel_text: PixelText = "not said"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,7 +95,7 @@ def volume_of(node: Any, header: Header | None = None) -> Volume:
         header: What is known beside the voxels.
 
     Raises:
-        InputError: no_volume, label_map, empty_volume, unsupported_values, bad_geometry.
+        InputError: no_volume, label_map, empty_volume, inverted_values, unsupported_values, bad_geometry.
     """
     return reading_of(node, header).volume()
 
@@ -103,7 +108,7 @@ def reading_of(node: Any, header: Header | None = None) -> Reading:
         header: What is known beside the voxels.
 
     Raises:
-        InputError: no_volume, label_map, empty_volume, bad_geometry.
+        InputError: no_volume, label_map, empty_volume, inverted_values, bad_geometry.
     """
     header = header or Header()
     if node is None:
@@ -116,6 +121,14 @@ def reading_of(node: Any, header: Header | None = None) -> Reading:
     image = node.GetImageData()
     if image is None or min(image.GetDimensions()) < 1 or image.GetNumberOfPoints() == 0:
         raise InputError("empty_volume", f'The volume "{node.GetName()}" has no voxels.', "Load it again.")
+    if header.inverted and header.modality == "CT":
+        raise InputError(
+            "inverted_values",
+            f'The grey values of "{node.GetName()}" are stored the other way round (MONOCHROME1), and Slicer has '
+            "turned them: they are not Hounsfield units.",
+            "Load a copy of the scan that is stored as MONOCHROME2. Where the values have been put right since, choose "
+            "CT as the kind of scan.",
+        )
     voxels = slicer.util.arrayFromVolume(node)
     matrix = vtk.vtkMatrix4x4()
     node.GetIJKToRASMatrix(matrix)
@@ -135,6 +148,7 @@ def reading_of(node: Any, header: Header | None = None) -> Reading:
             frame_of_reference_uid=None if flat else IN_SCENE,
             dicom_modality=header.dicom_modality,
             window=header.window,
+            pixel_text=header.pixel_text,
         ),
     )
     return Reading(

@@ -6,6 +6,7 @@ import ctypes
 import sys
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,17 @@ def pytest_ignore_collect(collection_path: Any) -> bool | None:
 @pytest.fixture
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """An empty scene with the logics that `slicer.util` needs."""
+    scene = new_scene(tmp_path_factory.mktemp("cache"))
+    yield scene
+    scene.Clear(True)
+
+
+def new_scene(cache_folder: Path) -> Any:
+    """Makes the scene that `slicer.util` works on, and what that needs.
+
+    Args:
+        cache_folder: For what saved scenes are unpacked in.
+    """
     import slicer
     import vtk
 
@@ -46,12 +58,11 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     )
     scene.app_logic = app
     cache, files = slicer.vtkCacheManager(), slicer.vtkDataIOManager()
-    cache.SetRemoteCacheDirectory(str(tmp_path_factory.mktemp("cache")))
+    cache.SetRemoteCacheDirectory(str(cache_folder))
     files.SetCacheManager(cache)
     scene.SetCacheManager(cache)
     scene.SetDataIOManager(files)
-    yield scene
-    scene.Clear(True)
+    return scene
 
 
 @pytest.fixture(params=("plain", "shim"))

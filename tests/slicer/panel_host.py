@@ -29,6 +29,7 @@ class TestHost:
         self.wishes: list[tuple[Any, ...]] = []
         self.questions = ("Segment the liver in this image.", "What is shown in this image?")
         self.refuses = ""
+        self.unit = ""
         self._callbacks: list[Callable[[], None]] = []
 
     @property

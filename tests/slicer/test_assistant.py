@@ -429,6 +429,38 @@ def test_the_modality_is_that_of_the_files_until_a_person_says_otherwise(scene: 
     assert len(desk.assistant.conversation.turns) == 1
 
 
+def test_a_conversation_goes_on_where_the_files_of_the_scan_are_not(scene: Any, lib: Any, tmp_path: Path) -> None:
+    node, file_of = load(scene, write_series(tmp_path / "series"))
+    desk = Desk(lib, file_of=file_of)
+    desk.assistant.choose(node)
+    assert desk.assistant.ask("What?", True), desk.assistant.notice
+    desk.settle()
+    desk.assistant.flush()
+    desk.assistant.close()
+    elsewhere = Desk(lib)
+    elsewhere.assistant.choose(node)
+    assert (elsewhere.assistant.notice, elsewhere.assistant.modality) == ("", "CT")
+    assert len(elsewhere.assistant.conversation.turns) == 1
+    elsewhere.assistant.close()
+
+
+def test_inverted_hounsfield_units_are_refused_until_a_person_vouches_for_them(
+    scene: Any, lib: Any, tmp_path: Path
+) -> None:
+    node, file_of = load(scene, write_series(tmp_path / "series", monochrome1=True))
+    desk = Desk(lib, file_of=file_of)
+    desk.assistant.choose(node)
+    assert "not Hounsfield units" in desk.assistant.notice
+    assert not desk.assistant.ask("What?", True)
+    assert not desk.backend.asked and not desk.assistant.conversation.turns
+    desk.assistant.choose_modality("CT")
+    assert desk.assistant.notice == ""
+    assert desk.assistant.ask("What?", True), desk.assistant.notice
+    desk.settle()
+    assert desk.backend.asked[0].volume.modality == "CT"
+    desk.assistant.close()
+
+
 def test_a_label_map_is_refused_in_words(scene: Any, desk: Desk) -> None:
     labels = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "labels")
     desk.assistant.choose(labels)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,12 +22,13 @@ import slicer
 from medsight_core.imaging.dicom_seg import read_dicom_seg
 from medsight_core.mrml.segments import tag_of
 from medsight_core.mrml.sources import reordering, source_volume
-from medsight_core.mrml.volumes import INSTANCES, volume_of
+from medsight_core.mrml.volumes import volume_of
+from tests.slicer import serving
 from tests.slicer.desk import add_views
+from tests.slicer.series import load, to_ras
 
 pytest.importorskip("qtpy", reason="the module's window needs Qt")
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE = 240.0
 CT = "seg_ct3slice_liver/ct"
 MR = "mr_brain_PGBM-003_T1post"
@@ -37,13 +37,10 @@ MR = "mr_brain_PGBM-003_T1post"
 @pytest.fixture(scope="module")
 def server_python() -> str:
     """A Python that can serve."""
-    named = os.environ.get("MEDSIGHT_SERVER_PYTHON", sys.executable)
-    run = subprocess.run(
-        [named, "-c", "import torch, transformers, fastapi, uvicorn, typer"], capture_output=True, check=False
-    )
-    if run.returncode:
+    python = serving.server_python()
+    if python is None:
         pytest.skip("no Python with torch to serve with (set MEDSIGHT_SERVER_PYTHON)")
-    return named
+    return python
 
 
 @pytest.fixture
@@ -63,7 +60,7 @@ class Person:
 
     def __init__(self, lib: Any, scene: Any, node: Any, file_of: Callable[[str], str], python: str, folder: Path):
         self.lib, self.scene, self.node = lib, scene, node
-        environment = {"PYTHONPATH": str(REPOSITORY), "MEDSIGHT_SERVER_STORE": str(folder / "volumes")}
+        environment = {"PYTHONPATH": str(serving.REPOSITORY), "MEDSIGHT_SERVER_STORE": str(folder / "volumes")}
         qt = lib._qt.qt
         settings = lib.settings.Store(qt.QSettings(str(folder / "settings.ini"), qt.QSettings.IniFormat))
 
@@ -130,23 +127,6 @@ class Person:
             self.words.append(last.text)
 
 
-def load(scene: Any, folder: Path) -> tuple[Any, Callable[[str], str]]:
-    """A series as Slicer's own reader brings it in, and what its DICOM database would say of it."""
-    paths = sorted(folder.glob("*.dcm"))
-    headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
-    order = sorted(range(len(paths)), key=lambda n: float(headers[n].ImagePositionPatient[2]))
-    storage = slicer.vtkMRMLVolumeArchetypeStorageNode()
-    storage.SetFileName(str(paths[order[0]]))
-    for n in order:
-        storage.AddFileName(str(paths[n]))
-    storage.SetSingleFile(0)
-    node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "scan")
-    assert storage.ReadData(node)
-    files = {str(headers[n].SOPInstanceUID): str(paths[n]) for n in order}
-    node.SetAttribute(INSTANCES, " ".join(files))
-    return node, lambda uid: files.get(uid, "")
-
-
 def same_as_file(path: Path, person: Person, node: Any, file_of: Callable[[str], str]) -> None:
     """A DICOM-SEG holds the masks of the scene, image by image."""
     scan = source_volume(node, file_of)
@@ -180,8 +160,7 @@ def test_from_a_question_to_a_dicom_segmentation(
         person.assistant.choose(node)
         person.serve()
 
-        middle = frame.to_lps((k, frame.shape[1] / 2, frame.shape[2] / 2)) * (-1, -1, 1)
-        views["Red"].JumpSliceByCentering(*middle)
+        views["Red"].JumpSliceByCentering(*to_ras(frame, k, frame.shape[1] / 2, frame.shape[2] / 2))
         turn = person.ask(f"Segment the {structure} in this image.")
         assert turn.asked.slice_index == k
         assert turn.text and turn.findings, turn

@@ -179,13 +179,3 @@ def volume_frame(labels: Any) -> Frame:
     labels.GetIJKToRASMatrix(ijk_to_ras)
     copy.SetIJKToRASMatrix(ijk_to_ras)
     return volume_of(copy).require_frame()
-
-
-@pytest.mark.parametrize("turned_round", [False, True])
-def test_a_window_is_not_taken_for_values_that_the_reader_turned_round(
-    scene: Any, tmp_path: Path, turned_round: bool
-) -> None:
-    window = {"WindowCenter": "40", "WindowWidth": "400"}
-    series = write_series(tmp_path / "series", monochrome1=turned_round, changes=window)
-    node, file_of = load(scene, series)
-    assert header_of(node, file_of).window == (None if turned_round else (40.0, 400.0))

@@ -220,3 +220,14 @@ def test_without_a_place_it_does_not_become_a_window(lib: Any, host: TestHost) -
     assert not table.widget.isVisible()
     lib._qt.dispose(table.widget)
     lib.settle(10)
+
+
+def test_hounsfield_units_are_named(at: Table, host: TestHost) -> None:
+    host.say("The liver.", "liver")
+    at.settle()
+    bare = at.rows()[0][4]
+    float(bare.replace(",", ""))
+    host.unit = "HU"
+    host.tell()
+    at.settle()
+    assert at.rows()[0][4] == f"{bare} HU"

@@ -294,3 +294,35 @@ def test_a_script_asks_without_a_window(place: Desktop) -> None:
 def test_the_self_test_of_the_module_passes(place: Desktop) -> None:
     test = place.python.MedSIGHTTest()
     test.runTest()
+
+
+def test_it_fits_into_a_narrow_panel(place: Desktop) -> None:
+    widget = place.open()
+    assert widget.window.widget.minimumSizeHint().width() <= 400
+
+
+def test_the_kind_of_scan_is_asked_for_where_nothing_says_it(place: Desktop) -> None:
+    widget = place.open()
+    question = widget.window._not_said
+    assert not question.isVisibleTo(widget.window.widget)
+    node, _ = lit()
+    widget.selector.setCurrentNode(node)
+    assert question.isVisibleTo(widget.window.widget)
+    box = widget.window._modality
+    box.setCurrentIndex(box.findText("CT"))
+    assert not question.isVisibleTo(widget.window.widget)
+    assert widget.window.assistant.outline.modality == "CT" and widget.window.assistant.unit == "HU"
+    box.setCurrentIndex(0)
+    assert question.isVisibleTo(widget.window.widget)
+
+
+def test_no_two_controls_of_a_page_share_a_key(place: Desktop) -> None:
+    from qtpy import QtWidgets
+
+    window = place.open().window
+    page = QtWidgets.QTabWidget.widget(window.widget, 0)
+    for part in (page, window.settings.widget):
+        names = [button.property("text") for button in part.findChildren(QtWidgets.QAbstractButton)]
+        keys = [name.lower().split("&")[1][0] for name in names if "&" in (name or "")]
+        assert len(keys) == len(set(keys)), sorted(names)
+    assert len([name for name in names if name]) > 2

@@ -239,3 +239,22 @@ def test_turns_that_did_not_change_are_not_made_again(lib: Any) -> None:
     second = transcript.blocks(host.conversation.turns, theme, host.colour)
     assert all(a is b for a, b in zip(first[:4], second[:4], strict=True)) and first != second
     assert transcript.blocks(host.conversation.turns, lib.theme.Theme(base="#232323"), host.colour)[0] != second
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "read"),
+    [
+        ("I see it in the.", 15, "I see it in the region."),
+        (".", 0, "region."),
+        ("There it is: ", 13, "There it is: region"),
+    ],
+)
+def test_a_finding_without_words_in_the_answer_can_be_clicked_there(
+    lib: Any, text: str, place: int, read: str
+) -> None:
+    made = replace(answer(scan(), 2, text), regions=(region(scan(), 2, Span(place, place), "region"),))
+    page = blocks(lib, asked().take(Done(made)))
+    (line,) = [one for one in page if tags_out(one) == read]
+    assert anchors(shown(lib, [line]))[0][:2] == ("finding:1.1", "region")
+    early = asked().take(TextDelta(text[:place])).take(RegionFound(made.regions[0]))
+    assert any(tags_out(one).endswith("region") for one in blocks(lib, early))
