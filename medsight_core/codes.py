@@ -2,7 +2,8 @@
 
 A region code is one token of the vocabulary, such as ``[C2_16]``: modality group 2, code 16 (paper, section on the
 modality-grouped codebook). The released checkpoints spell the same thing ``[M2_16]``. How a checkpoint spells its codes
-is read from its tokenizer, once, into a `RegionVocabulary`; nobody else formats or looks up names.
+is read from its tokenizer, once, into a `RegionVocabulary`; nobody else formats or looks up names. People are shown our
+spelling, whichever checkpoint wrote it.
 """
 
 from __future__ import annotations
@@ -154,6 +155,10 @@ class RegionVocabulary:
     def code(self, token_id: int) -> RegionCode | None:
         """The code of a token id, or None where the token is not a code."""
         return self._codes.get(token_id)
+
+    def spelt(self, text: str) -> str:
+        """A text with every code that this checkpoint knows as it writes it; the way back from how codes are shown."""
+        return CODE_PATTERN.sub(lambda match: self.names.get(RegionCode.parse(match[0]), match[0]), text)
 
     def finditer(self, text: str) -> Iterator[CodeMatch]:
         """Every code of this vocabulary in a text, in order; codes of other vocabularies are passed over."""

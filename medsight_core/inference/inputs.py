@@ -117,7 +117,8 @@ class InputMaker:
         self._image_id = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
         special = set(processor.tokenizer.get_added_vocab()) | set(processor.tokenizer.all_special_tokens)
         self._words = defuser(special)
-        # The model's own earlier answers keep their codes and markup.
+        # The model's own earlier answers keep their codes, as it spells them, and their markup.
+        self._spelt = processor.codes.spelt
         self._earlier = defuser(
             {name for name in special if name not in (OPEN, CLOSE) and not CODE_PATTERN.match(name)}
         )
@@ -147,7 +148,7 @@ class InputMaker:
 
     def _tokens(self, question: Question, max_new_tokens: int) -> tuple[Tensor, tuple[int, ...], int]:
         """The conversation, its cuts, and how many of its oldest turns were left out because it would not fit."""
-        history = [(self._words(asked), self._earlier(answered)) for asked, answered in question.history]
+        history = [(self._words(asked), self._spelt(self._earlier(answered))) for asked, answered in question.history]
         asked = self._words(question.text.strip())
         prompted = bool(question.prompts) and self._prompt_placeholder
         for dropped in range(len(history) + 1):

@@ -23,7 +23,7 @@ def nearest_code(
     *,
     modality: str,
 ) -> str:
-    """The entry of the codebook nearest to a query, such as ``"[C2_16]"``; "" without a codebook.
+    """The entry of the codebook nearest to a query, as ours (``"[C2_16]"``); "" without a codebook.
 
     Args:
         model: The model.
@@ -41,6 +41,5 @@ def nearest_code(
     else:
         group = int(codebook.modality_predictor(vision.summary)[0].argmax())
     index = codebook(query[None, None], torch.tensor([group], device=query.device)).index
-    codes = processor.codes  # made anew from the vocabulary each time
-    names = [codes.name(code) for code in codes]
-    return names[group * config.codes_per_group + int(index[0, 0])]
+    codes = list(processor.codes)
+    return str(codes[group * config.codes_per_group + int(index[0, 0])])

@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
-from medsight_core.codes import RegionVocabulary
+from medsight_core.codes import RegionCode, RegionVocabulary
 from medsight_core.markup import Grounding, MarkupStream
 from medsight_core.regions import Span
+
+HEADER = "<|im_start|>assistant\n"
+"""How a model opens its own turn that was trained on prompts without that (the released one); no part of an answer."""
 
 UNNAMED = "region"
 """What a region is called that no words stand for."""
@@ -18,7 +21,7 @@ _UNFINISHED = "\ufffd"  # what a decoder makes of the first bytes of a character
 
 
 class Mention(NamedTuple):
-    """A region code of an answer: its name in this checkpoint, the words it grounds and where they stand."""
+    """A region code of an answer, as ours (``"[C2_16]"``), the words it grounds and where they stand."""
 
     code: str
     label: str
@@ -56,7 +59,7 @@ class Transcript:
     """One answer's text and codes.
 
     A code counts only where the model wrote its token; the same letters spelt out are taken out of the text like all
-    markup, but ground nothing.
+    markup, but ground nothing. Where the model opens its turn itself, that is left out.
 
     Args:
         tokenizer: Of the checkpoint.
@@ -68,6 +71,8 @@ class Transcript:
         self._words = Detokenizer(tokenizer)
         self._markup = MarkupStream()
         self._raw: list[str] = []
+        self._header = tokenizer.encode(HEADER, add_special_tokens=False).ids
+        self._opening: list[int] | None = []  # tokens so far that may be the header; None behind it
         self.mentions: list[Mention] = []
 
     @property
@@ -77,19 +82,35 @@ class Transcript:
 
     @property
     def raw(self) -> str:
-        """As generated."""
+        """As generated, with our names of codes."""
         return "".join(self._raw)
 
     def feed(self, token: int) -> Iterator[str]:
         """Takes a token; yields text for the reader and adds to `mentions` where the token is a region code."""
-        code = self._codes.code(token)
-        yield from self._read(self._words.feed(token, flush=code is not None), is_code=code is not None, token=token)
+        if self._opening is None:
+            yield from self._take(token)
+            return
+        self._opening.append(token)
+        length = len(self._opening)
+        if self._opening == self._header[:length]:
+            if length == len(self._header):
+                self._opening = None
+            return
+        held, self._opening = self._opening, None
+        for one in held:
+            yield from self._take(one)
 
     def finish(self) -> Iterator[str]:
         """Yields what was held back."""
         yield from self._read(self._words.rest())
 
-    def _read(self, piece: str, *, is_code: bool = False, token: int = -1) -> Iterator[str]:
+    def _take(self, token: int) -> Iterator[str]:
+        code = self._codes.code(token)
+        yield from self._read(self._words.feed(token, flush=code is not None), code)
+
+    def _read(self, piece: str, code: RegionCode | None = None) -> Iterator[str]:
+        if code is not None:
+            piece = piece.replace(self._codes.name(code), str(code))
         self._raw.append(piece)
         grounding: Grounding | None = None
         for item in self._markup.feed(piece):
@@ -97,8 +118,7 @@ class Transcript:
                 grounding = item
             else:
                 yield item
-        code = self._codes.code(token) if is_code else None
         if code is not None:
             end = len(self.text)
             span = grounding.span if grounding is not None else Span(end, end)
-            self.mentions.append(Mention(code=self._codes.name(code), label=span.of(self.text) or UNNAMED, span=span))
+            self.mentions.append(Mention(code=str(code), label=span.of(self.text) or UNNAMED, span=span))

@@ -37,8 +37,8 @@ class MedSightConfig(PreTrainedConfig):
         use_prompts: hold the prompt encoder (points, boxes, scribbles, masks).
         use_region_tokens: give the language model the region tokens beside the patch tokens.
         visual_token_pooling: side of the square of patch tokens averaged to one token for the language model.
-        code_state: which position's hidden state is decoded: the code's own ("at") or the one that predicts it
-            ("before").
+        code_state: which position's hidden state is decoded: the code's own ("at"), from which P_t→v learns, or the one
+            that predicts it ("before"), which the release's own inference takes.
         mask_decoder: "perceiver" runs a second full pass with the codes as queries; "head" takes the projected code
             against the image's finest features.
         joint_decoding: decode the codes of one answer together (masks then depend on each other) or one by one;
@@ -108,7 +108,7 @@ class MedSightConfig(PreTrainedConfig):
     code_state: Literal["at", "before"] = "at"
     mask_decoder: Literal["perceiver", "head"] = "perceiver"
     joint_decoding: bool = True
-    image_token_id: int = 151668
+    image_token_id: int = 151655
     prompt_token_id: int | None = None
     code_token_ids: list[int] | tuple[int, ...] = ()
     tie_word_embeddings: bool = False

@@ -1,19 +1,24 @@
 """From a picture as a person sees it to the model's input, with the exact way back.
 
-Models trained here letterbox: nothing of a scan is thrown away. Released checkpoints fit the shortest edge and crop the
-centre, which their own configuration keeps.
+Models trained here letterbox: nothing of a scan is thrown away. The released model fits the shortest edge, bicubic, and
+crops the centre, as open_clip's evaluation transform does; its own configuration keeps that.
 """
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from medsight_core.geometry import GridTransform
+
+LONGEST: Final = 8
+"""Times its shorter side that a picture is resized whole before its centre is cut out; of a longer one only the centre
+is resized, which spares memory and differs by the rounding between its two passes."""
 
 
 class MedSightImageProcessor(BaseImageProcessor):
@@ -22,6 +27,7 @@ class MedSightImageProcessor(BaseImageProcessor):
     Args:
         size: side of the square input, pixels.
         fit: "letterbox" pads the shorter side; "centre_crop" cuts the longer one.
+        resample: how values between pixels are found, antialiased where the picture shrinks; a letterbox is bilinear.
         image_mean, image_std: per channel, for values in 0..1.
         patch_size: pixels per side of one patch of the model's grid.
     """
@@ -32,6 +38,7 @@ class MedSightImageProcessor(BaseImageProcessor):
         self,
         size: int = 336,
         fit: Literal["letterbox", "centre_crop"] = "letterbox",
+        resample: Literal["bilinear", "bicubic"] = "bilinear",
         image_mean: Sequence[float] = (0.48145466, 0.4578275, 0.40821073),
         image_std: Sequence[float] = (0.26862954, 0.26130258, 0.27577711),
         patch_size: int = 14,
@@ -40,6 +47,7 @@ class MedSightImageProcessor(BaseImageProcessor):
         super().__init__(**kwargs)
         self.size = size
         self.fit = fit
+        self.resample = resample
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
         self.patch_size = patch_size
@@ -54,11 +62,15 @@ class MedSightImageProcessor(BaseImageProcessor):
         target = (self.size, self.size)
         if self.fit == "letterbox":
             return GridTransform.letterbox(shape, target, aspect=aspect)
-        height, width = float(shape[0] * aspect), float(shape[1])
-        factor = self.size / min(height, width)
-        resized = (max(self.size, round(height * factor)), max(self.size, round(width * factor)))
-        top, left = ((n - self.size) // 2 for n in resized)
+        resized, top, left = self._centre(shape, aspect)
         return GridTransform.resize(shape, resized).then(GridTransform.crop(resized, top=top, left=left, size=target))
+
+    def _centre(self, shape: tuple[int, int], aspect: Fraction) -> tuple[tuple[int, int], int, int]:
+        """Rows and columns with the shorter side fitted, and where the crop begins; rounded as torchvision does."""
+        height, width = shape[0] * aspect, Fraction(shape[1])
+        shorter = min(height, width)
+        rows, columns = (int(self.size * n / shorter) for n in (height, width))
+        return (rows, columns), round((rows - self.size) / 2), round((columns - self.size) / 2)
 
     def __call__(self, images, return_tensors: str | None = "pt", **kwargs) -> BatchFeature:
         """Same as `preprocess`."""
@@ -83,6 +95,21 @@ class MedSightImageProcessor(BaseImageProcessor):
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"picture is {image.dtype} {image.shape}, expected uint8 (rows, columns, 3)")
-        fitted = torch.from_numpy(self.transform(image.shape[:2], aspect).image(image)).permute(2, 0, 1).float() / 255
+        fitted = torch.from_numpy(self._fitted(image, aspect)).permute(2, 0, 1).float() / 255
         mean, std = torch.tensor(self.image_mean), torch.tensor(self.image_std)
         return (fitted - mean[:, None, None]) / std[:, None, None]
+
+    def _fitted(self, image: np.ndarray, aspect: Fraction) -> np.ndarray:
+        """A picture on the model's input grid `(size, size, 3)` uint8."""
+        if self.fit == "letterbox":
+            return self.transform(image.shape[:2], aspect).image(image)
+        (rows, columns), top, left = self._centre(image.shape[:2], aspect)
+        picture, filtering = Image.fromarray(image), Image.Resampling[self.resample.upper()]
+        if max(rows, columns) <= LONGEST * self.size:
+            # Whole and then cropped, as the release does it: pixels beyond the crop's border have a say near it.
+            whole = picture.resize((columns, rows), filtering)
+            return np.array(whole.crop((left, top, left + self.size, top + self.size)))
+        down, across = Fraction(image.shape[0], rows), Fraction(image.shape[1], columns)
+        corners = (left * across, top * down, (left + self.size) * across, (top + self.size) * down)
+        box = tuple(float(corner) for corner in corners)
+        return np.array(picture.resize((self.size, self.size), filtering, box=box))

@@ -21,7 +21,14 @@ from transformers.utils import can_return_tuple
 
 from medsight_core.model.codebook import ModalityGroupedCodebook
 from medsight_core.model.configuration import MedSightConfig
-from medsight_core.model.perceiver import CrossAttention, PerceiverOutput, RegionPerceiver, SegmentationHead
+from medsight_core.model.conversion import unread
+from medsight_core.model.perceiver import (
+    CrossAttention,
+    PerceiverOutput,
+    PerceiverStart,
+    RegionPerceiver,
+    SegmentationHead,
+)
 from medsight_core.model.projectors import text_to_vision, vision_to_text
 from medsight_core.model.prompt_encoder import PromptEncoder
 from medsight_core.model.vision import VisionEncoder, VisionFeatures
@@ -37,6 +44,7 @@ class ImageFeatures:
         regions: the perceiver's pass with its learned queries.
         prompt: refined prompt token `(batch, 1, region_dim)`; None without a prompt encoder or without prompts.
         prompt_present: images that have a prompt `(batch,)`.
+        start: what the perceiver's passes over these images have in common; None where it was not kept.
     """
 
     vision: VisionFeatures
@@ -44,6 +52,7 @@ class ImageFeatures:
     regions: PerceiverOutput
     prompt: Tensor | None
     prompt_present: Tensor | None
+    start: PerceiverStart | None = None
 
 
 @dataclass
@@ -82,6 +91,7 @@ class MedSightPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _skip_keys_device_placement = ["past_key_values"]
     _no_split_modules = ["BidirectionalBlock"]
+    _keys_to_ignore_on_load_unexpected = unread()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -149,23 +159,36 @@ class MedSightModel(MedSightPreTrainedModel):
     def perceive(self, vision: VisionFeatures, prompt_raster: Tensor | None = None) -> ImageFeatures:
         """The perceiver's pass over encoded images; a further click needs only this."""
         if prompt_raster is None or self.prompt_encoder is None:
-            regions = self.perceiver(vision.grid, details=vision.details)
+            start = self.perceiver.start(vision.grid, details=vision.details)
+            regions = self.perceiver(start, details=vision.details)
             return ImageFeatures(
-                vision=vision, details=vision.details, regions=regions, prompt=None, prompt_present=None
+                vision=vision,
+                details=vision.details,
+                regions=regions,
+                prompt=None,
+                prompt_present=None,
+                start=self.kept(start),
             )
         prompt = self.prompt_encoder(prompt_raster, vision.grid)
         details = add_hints(vision.details, prompt.hints)
         queries = self.perceiver.initial_queries(len(vision.grid), prompt.token)
         mask = torch.ones(queries.shape[:2], dtype=torch.bool, device=queries.device)
         mask[:, -1] = prompt.present
-        out = self.perceiver(vision.grid, queries, query_mask=mask, details=details)
+        start = self.perceiver.start(vision.grid, details=details)
+        out = self.perceiver(start, queries, query_mask=mask, details=details)
         return ImageFeatures(
             vision=vision,
             details=details,
             regions=out,
             prompt=out.queries[:, -1:],
             prompt_present=prompt.present,
+            start=self.kept(start),
         )
+
+    def kept(self, start: PerceiverStart) -> PerceiverStart | None:
+        """What is worth keeping for `decode_queries`: nothing where masks need no second pass, or where one pass may
+        want gradients that the other did without."""
+        return start if self.config.mask_decoder == "perceiver" and not torch.is_grad_enabled() else None
 
     def region_tokens(self, features: ImageFeatures) -> Tensor:
         """Region tokens Q_r `(batch, queries, region_dim)`, without the prompt token."""
@@ -281,29 +304,38 @@ class MedSightModel(MedSightPreTrainedModel):
 
     def decode_queries(self, queries: Tensor, features: ImageFeatures, image_index: Tensor) -> Tensor:
         """A second full pass with the codes as initial queries (`mask_decoder="perceiver"`)."""
-        grid, details = features.vision.grid, features.details
         if not self.config.joint_decoding:
-            out = self.perceiver(
-                grid[image_index], queries[:, None], details=tuple(detail[image_index] for detail in details)
-            )
-            return out.mask_logits[:, 0]
+            # Pixels read all queries of their image, so codes of one pass would depend on each other. Without gradients
+            # one at a time: the finest pixels of several would only need more memory.
+            together = len(queries) if torch.is_grad_enabled() else 1
+            passes = [
+                self.look_again(features, images, some[:, None])
+                for some, images in zip(queries.split(together), image_index.split(together), strict=True)
+            ]
+            return torch.cat([masks[:, 0] for masks in passes])
         if bool((image_index.diff() < 0).any()):
             raise ValueError("image_index is not ascending; give the codes of one image next to each other")
-        counts = torch.bincount(image_index, minlength=len(grid))
+        number = len(features.vision.grid)
+        counts = torch.bincount(image_index, minlength=number)
         images = counts.nonzero().flatten()
-        start = counts.cumsum(0) - counts
-        slot = torch.arange(len(queries), device=queries.device) - start[image_index]
-        padded = queries.new_zeros(len(grid), int(counts.max()), queries.shape[-1])
+        first = counts.cumsum(0) - counts
+        slot = torch.arange(len(queries), device=queries.device) - first[image_index]
+        padded = queries.new_zeros(number, int(counts.max()), queries.shape[-1])
         padded[image_index, slot] = queries
         real = torch.arange(padded.shape[1], device=queries.device) < counts[:, None]
-        out = self.perceiver(
-            grid[images],
-            padded[images],
-            query_mask=real[images],
-            details=tuple(detail[images] for detail in details),
-        )
         row = torch.searchsorted(images, image_index)
-        return out.mask_logits[row, slot]
+        return self.look_again(features, images, padded[images], real[images])[row, slot]
+
+    def look_again(
+        self, features: ImageFeatures, images: Tensor, queries: Tensor, query_mask: Tensor | None = None
+    ) -> Tensor:
+        """Mask logits of `queries` `(images, n, region_dim)` on some of the images, from the kept start if there is."""
+        details = tuple(detail[images] for detail in features.details)
+        if features.start is None or torch.is_grad_enabled():
+            start = self.perceiver.start(features.vision.grid[images], details=details)
+        else:
+            start = features.start.select(images)
+        return self.perceiver(start, queries, query_mask=query_mask, details=details).mask_logits
 
 
 class MedSightForConditionalGeneration(MedSightPreTrainedModel, GenerationMixin):

@@ -6,19 +6,59 @@ heads, shared by all stages, turns any query into a mask and a class at any reso
 
 The same forward pass serves twice: with its own learned queries it yields the *region tokens* that the language model
 reads; with projected code states as queries it decodes *region codes* to masks. Nothing of an image is kept in the
-module.
+module: what both passes have in common, the first upsampling above all, is a value (`PerceiverStart`) that the first
+gives to the second.
+
+Without gradients the widest layers go over the pixels piece by piece, because at 192 x 192 x 1024 the feed-forward
+layer alone would otherwise take 600 MB in fp32, twice.
 
 Source: MedSIGHT (ICML 2026), section "Region Perceiver"; parameter names follow the released checkpoint, so that its
 tensors load without renaming.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+PIECE: Final = 32 << 20
+"""Bytes that the widest layer may take for the pixels that go through it at once, where no gradients are wanted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerceiverStart:
+    """What the perceiver makes of images before any query looks at them: the same for every set of queries.
+
+    Attributes:
+        coarse: patch features with their positions `(batch, height, width, dim)`.
+        coarse_media: keys and values of `coarse` for the first look.
+        fine: pixels of the first stage `(batch, 2 * height, 2 * width, dim)`.
+        fine_media: keys and values of `fine` for the first block.
+        fine_latents: what `fine` asks of the queries in the first block.
+    """
+
+    coarse: Tensor
+    coarse_media: Tensor
+    fine: Tensor
+    fine_media: Tensor
+    fine_latents: Tensor
+
+    def select(self, images: Tensor) -> "PerceiverStart":
+        """The same of some of the images, by their index; no copy where it is all of them."""
+        if len(images) == len(self.coarse) and bool((images == torch.arange(len(images), device=images.device)).all()):
+            return self
+        return PerceiverStart(
+            coarse=self.coarse[images],
+            coarse_media=self.coarse_media[images],
+            fine=self.fine[images],
+            fine_media=self.fine_media[images],
+            fine_latents=self.fine_latents[images],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,17 +88,18 @@ def sine_position(height: int, width: int, dim: int, *, device: torch.device | N
     Rows come first in the channels, then columns; within each half sine and cosine alternate (Mask2Former, DETR).
     """
     half = dim // 2
-    scale, eps = 2 * math.pi, 1e-6
-    frequency = 10000 ** (2 * (torch.arange(half, device=device) // 2) / half)
-
-    def encode(length: int) -> Tensor:
-        place = torch.arange(1, length + 1, dtype=torch.float32, device=device)
-        angle = (place / (place[-1] + eps) * scale)[:, None] / frequency
-        return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)
-
-    rows, columns = encode(height), encode(width)
+    rows, columns = (sine_line(length, half, device=device) for length in (height, width))
     grid = (rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1))
     return torch.cat(grid, dim=-1)[None]
+
+
+def sine_line(length: int, width: int, *, device: torch.device | None = None) -> Tensor:
+    """Sine position encoding of the places along one axis, `(length, width)` in fp32."""
+    scale, eps = 2 * math.pi, 1e-6
+    frequency = 10000 ** (2 * (torch.arange(width, device=device) // 2) / width)
+    place = torch.arange(1, length + 1, dtype=torch.float32, device=device)
+    angle = (place / (place[-1] + eps) * scale)[:, None] / frequency
+    return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)
 
 
 class CrossAttention(nn.Module):
@@ -83,8 +124,19 @@ class CrossAttention(nn.Module):
             allowed: True where a latent may read, broadcastable to `(batch, heads, n, m)`. A latent that may read
                 nothing reads everything alike.
         """
-        q = self.to_q(self.norm_latents(latents))
-        k, v = self.to_kv(self.norm_media(media)).chunk(2, dim=-1)
+        return self.attend(self.media(media), self.latents(latents), allowed)
+
+    def media(self, media: Tensor) -> Tensor:
+        """Keys and, behind them, values `(batch, m, 2 * inner)`."""
+        return by_pieces(lambda piece: self.to_kv(self.norm_media(piece)), media, widest=self.to_kv.out_features)
+
+    def latents(self, latents: Tensor) -> Tensor:
+        """What is asked, `(batch, n, inner)`."""
+        return by_pieces(lambda piece: self.to_q(self.norm_latents(piece)), latents, widest=self.to_q.in_features)
+
+    def attend(self, media: Tensor, latents: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """As `forward`, of `media` and `latents` as the methods of these names give them."""
+        q, (k, v) = latents, media.chunk(2, dim=-1)
         q, k, v = (split_heads(t, self.heads) for t in (q, k, v))
         if allowed is not None:
             # Large negative scores would do the same forward, but a fused kernel's backward then loses log(m) to
@@ -158,22 +210,42 @@ class BidirectionalBlock(nn.Module):
         self.ff_image = feed_forward(dim, ff_mult)
         self.ff_image_norm = nn.LayerNorm(dim)
 
-    def forward(self, queries: Tensor, pixels: Tensor, inside: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
-        """One exchange.
+    def forward(
+        self,
+        queries: Tensor,
+        pixels: Tensor,
+        inside: Tensor,
+        real: Tensor | None,
+        start: PerceiverStart | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """One exchange. Without gradients the pixels are written over, unless they are those of a `start`.
 
         Args:
             queries: `(batch, n, dim)`.
             pixels: `(batch, height * width, dim)`.
             inside: True where a pixel lies in a query's mask `(batch, 1, n, height * width)`.
             real: False where a query is padding `(batch, 1, 1, n)`; None when all are real.
+            start: where `pixels` and what this block asks and reads of them come from; for the first block.
         """
-        queries = self.region_to_image_norm(self.region_to_image(pixels, queries, inside) + queries)
+        media = self.region_to_image.media(pixels) if start is None else start.fine_media
+        queries = self.region_to_image_norm(
+            self.region_to_image.attend(media, self.region_to_image.latents(queries), inside) + queries
+        )
+        del media
         if self.region_self_attn is not None and self.region_self_attn_norm is not None:
             queries = self.region_self_attn_norm(self.region_self_attn(queries, real) + queries)
         queries = self.ff_region_norm(self.ff_region(queries) + queries)
-        pixels = self.image_to_region_norm(self.image_to_region(queries, pixels, real) + pixels)
-        pixels = self.ff_image_norm(self.ff_image(pixels) + pixels)
-        return queries, pixels
+        said = self.image_to_region.media(queries)
+
+        def answer(piece: Tensor, latents: Tensor | None = None) -> Tensor:
+            latents = self.image_to_region.latents(piece) if latents is None else latents
+            piece = self.image_to_region_norm(self.image_to_region.attend(said, latents, real) + piece)
+            return self.ff_image_norm(self.ff_image(piece) + piece)
+
+        widest = self.ff_image[1].out_features
+        if start is None:
+            return queries, by_pieces(answer, pixels, widest=widest, out=pixels)
+        return queries, by_pieces(answer, pixels, start.fine_latents, widest=widest)
 
 
 class SegmentationHead(nn.Module):
@@ -244,9 +316,29 @@ class RegionPerceiver(nn.Module):
         queries = self.region_queries.expand(batch, -1, -1)
         return queries if extra is None else torch.cat((queries, extra.to(queries.dtype)), dim=1)
 
+    def start(self, features: Tensor, *, details: tuple[Tensor, ...] = ()) -> PerceiverStart:
+        """What does not depend on the queries; see `forward` for the arguments."""
+        coarse = add_position(features)
+        fine = self.finer(0, coarse, details)
+        block: BidirectionalBlock = self.bi_blocks[0]
+        return PerceiverStart(
+            coarse=coarse,
+            coarse_media=self.init_cross_attn.media(coarse.flatten(1, 2)),
+            fine=fine,
+            fine_media=block.region_to_image.media(fine.flatten(1, 2)),
+            fine_latents=block.image_to_region.latents(fine.flatten(1, 2)),
+        )
+
+    def finer(self, stage: int, pixels: Tensor, details: tuple[Tensor, ...]) -> Tensor:
+        """Pixels at twice the resolution, with the details of a stage and their positions."""
+        pixels = self.conv_adapters[stage](pixels)
+        if stage < len(details):
+            pixels = pixels + details[stage].to(pixels.dtype)
+        return add_position(pixels, own=True)
+
     def forward(
         self,
-        features: Tensor,
+        features: Tensor | PerceiverStart,
         queries: Tensor | None = None,
         *,
         query_mask: Tensor | None = None,
@@ -255,7 +347,7 @@ class RegionPerceiver(nn.Module):
         """Run all stages.
 
         Args:
-            features: patch features `(batch, height, width, dim)`.
+            features: patch features `(batch, height, width, dim)`, or what `start` made of them with the same details.
             queries: initial queries `(batch, n, dim)`; the learned ones when None. Masks of one image depend on all
                 its queries, because the pixels read them all.
             query_mask: True where a query is real `(batch, n)`; padded queries are not read by the pixels.
@@ -265,30 +357,30 @@ class RegionPerceiver(nn.Module):
         Returns:
             A `PerceiverOutput` at `2 ** num_stages` times the input grid.
         """
-        queries = self.initial_queries(features.shape[0]) if queries is None else queries
+        start = features if isinstance(features, PerceiverStart) else self.start(features, details=details)
+        queries = self.initial_queries(len(start.coarse)) if queries is None else queries
         real = None if query_mask is None else query_mask[:, None, None, :]
-        pixels = add_position(features)
-        queries = self.init_cross_norm(self.init_cross_attn(pixels.flatten(1, 2), queries) + queries)
+        asked = self.init_cross_attn.latents(queries)
+        queries = self.init_cross_norm(self.init_cross_attn.attend(start.coarse_media, asked) + queries)
         queries = self.init_ff_norm(self.init_ff(queries) + queries)
+        pixels = start.coarse
         masks, classes = self.segmentation_cls_head(queries, pixels)
         stage_masks, stage_classes = [masks], [classes]
-        for stage, adapter in enumerate(self.conv_adapters):
-            pixels = adapter(pixels)
-            if stage < len(details):
-                pixels = pixels + details[stage].to(pixels.dtype)
-            pixels = add_position(pixels)
+        for number, block in enumerate(self.bi_blocks):
+            stage, stack = divmod(number, self.num_stacks)
+            if stack == 0:
+                pixels = self.finer(stage, pixels, details) if stage else start.fine
             size = pixels.shape[1:3]
-            for stack in range(self.num_stacks):
-                inside = inside_masks(masks, size)
-                block = self.bi_blocks[stage * self.num_stacks + stack]
-                if self.gradient_checkpointing and self.training:
-                    queries, flat = checkpoint(block, queries, pixels.flatten(1, 2), inside, real, use_reentrant=False)
-                else:
-                    queries, flat = block(queries, pixels.flatten(1, 2), inside, real)
-                pixels = flat.unflatten(1, size)
-                masks, classes = self.segmentation_cls_head(queries, pixels)
-                stage_masks.append(masks)
-                stage_classes.append(classes)
+            inside = inside_masks(masks, size)
+            given = (queries, pixels.flatten(1, 2), inside, real, None if number else start)
+            if self.gradient_checkpointing and self.training:
+                queries, flat = checkpoint(block, *given, use_reentrant=False)
+            else:
+                queries, flat = block(*given)
+            pixels = flat.unflatten(1, size)
+            masks, classes = self.segmentation_cls_head(queries, pixels)
+            stage_masks.append(masks)
+            stage_classes.append(classes)
         return PerceiverOutput(
             queries=queries,
             pixels=pixels,
@@ -299,9 +391,44 @@ class RegionPerceiver(nn.Module):
         )
 
 
-def add_position(pixels: Tensor) -> Tensor:
-    """Pixels `(batch, h, w, dim)` with the sine position encoding of their own resolution, in their own dtype."""
-    return pixels + sine_position(*pixels.shape[1:], device=pixels.device).to(pixels.dtype)
+def add_position(pixels: Tensor, *, own: bool = False) -> Tensor:
+    """Pixels `(batch, h, w, dim)` with the sine position encoding of their own resolution, in their own dtype.
+
+    Args:
+        pixels: the pixels.
+        own: nobody else needs them without it: where no gradients are wanted it is added in place.
+    """
+    if not own or torch.is_grad_enabled():
+        return pixels + sine_position(*pixels.shape[1:], device=pixels.device).to(pixels.dtype)
+    half = pixels.shape[-1] // 2
+    rows, columns = (sine_line(n, half, device=pixels.device).to(pixels.dtype) for n in pixels.shape[1:3])
+    pixels[..., :half] += rows[:, None]
+    pixels[..., half:] += columns
+    return pixels
+
+
+def by_pieces(
+    function: Callable[..., Tensor], pixels: Tensor, *others: Tensor, widest: int, out: Tensor | None = None
+) -> Tensor:
+    """A function that takes every pixel by itself, over a few pixels at a time where no gradients are wanted.
+
+    Args:
+        function: of `pixels` and `others`.
+        pixels, others: `(batch, m, width)`.
+        widest: channels of the widest value that the function makes on its way; its pieces stay within `PIECE`.
+        out: where the outcome may be written, if need be over the pixels themselves.
+    """
+    batch, length = pixels.shape[:2]
+    step = max(1, PIECE // (batch * widest * pixels.element_size()))
+    if length <= step or torch.is_grad_enabled():
+        return function(pixels, *others)
+    for at in range(0, length, step):
+        piece = slice(at, at + step)
+        made = function(pixels[:, piece], *(other[:, piece] for other in others))
+        if out is None:
+            out = made.new_empty(batch, length, made.shape[-1])
+        out[:, piece] = made
+    return out
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Text and pictures to model inputs: placeholders, prompts and the chat form, in one place.
 
-The processor writes one `<image>` placeholder for every visual token and a `<prompt>` placeholder where a person drew
+The processor writes one placeholder (`<image>`) for every visual token and a `<prompt>` placeholder where a person drew
 something, so that neither model nor caller holds magic numbers.
 """
 
@@ -25,6 +25,7 @@ class MedSightProcessor(ProcessorMixin):
         num_visual_tokens: visual tokens per image that the model puts in place of `<image>`.
         generation_header: whether a prompt ends with the opening of the assistant's turn (the released model was
             trained without).
+        image_token: what stands for a visual token in the text, a token of the tokenizer.
         chat_template: overrides the tokenizer's.
     """
 
@@ -34,12 +35,13 @@ class MedSightProcessor(ProcessorMixin):
         tokenizer=None,
         num_visual_tokens: int = 596,
         generation_header: bool = True,
+        image_token: str = IMAGE_TOKEN,
         chat_template=None,
         **kwargs,
     ) -> None:
         self.num_visual_tokens = num_visual_tokens
         self.generation_header = generation_header
-        self.image_token = IMAGE_TOKEN
+        self.image_token = image_token
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @property
@@ -49,7 +51,7 @@ class MedSightProcessor(ProcessorMixin):
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         """The library's hook: what stands for one image in the text."""
-        return IMAGE_TOKEN * self.num_visual_tokens
+        return self.image_token * self.num_visual_tokens
 
     def chat(
         self,
@@ -71,7 +73,7 @@ class MedSightProcessor(ProcessorMixin):
         for asked, answered in history:
             messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
         messages.append({"role": "user", "content": f"{PROMPT_TOKEN}\n{question}" if prompted else question})
-        messages[0]["content"] = f"{IMAGE_TOKEN}\n{messages[0]['content']}"
+        messages[0]["content"] = f"{self.image_token}\n{messages[0]['content']}"
         if answer is not None:
             messages.append({"role": "assistant", "content": answer})
         header = answer is None and self.generation_header
@@ -89,7 +91,7 @@ class MedSightProcessor(ProcessorMixin):
 
         Args:
             images: pictures `(rows, columns, 3)` uint8.
-            text: texts with one `<image>` each.
+            text: texts with one placeholder for the image each, as `chat` writes them.
             prompts: marks of each image, in coordinates of the model's input grid (see
                 `MedSightImageProcessor.transform`).
             return_tensors: "pt".
@@ -106,7 +108,7 @@ class MedSightProcessor(ProcessorMixin):
             data["prompt_raster"] = torch.stack([torch.from_numpy(draw(marks, (side, side))) for marks in prompts])
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
-            texts = [t.replace(IMAGE_TOKEN, IMAGE_TOKEN * self.num_visual_tokens) for t in texts]
+            texts = [t.replace(self.image_token, self.image_token * self.num_visual_tokens) for t in texts]
             options = {"padding": len(texts) > 1, "add_special_tokens": False} | kwargs
             data |= self.tokenizer(texts, return_tensors=return_tensors, **options)
         return BatchFeature(data, tensor_type=return_tensors)

@@ -35,6 +35,7 @@ class VisionEncoder(nn.Module):
     def __init__(self, config: MedSightConfig) -> None:
         super().__init__()
         self.backbone = AutoModel.from_config(config.vision_config)
+        self.patch_size = getattr(config.vision_config, "patch_size", None)
         layers = config.vision_feature_layer
         self.layers = [layers] if isinstance(layers, int) else list(layers)
         self.detail_layers = list(config.detail_layers)
@@ -49,13 +50,15 @@ class VisionEncoder(nn.Module):
     def forward(self, pixel_values: Tensor) -> VisionFeatures:
         """Encode `(batch, channels, height, width)`, already normalised."""
         states = self.backbone(pixel_values, output_hidden_states=True, return_dict=True).hidden_states
-        maps = [as_map(states[i], pixel_values.shape[-2:]) for i in self.layers]
+        image_size = pixel_values.shape[-2:]
+        maps = [as_map(states[i], image_size, self.patch_size) for i in self.layers]
         size = maps[0].shape[-2:]
         grid = torch.cat([resize(m, size) for m in maps], dim=1).permute(0, 2, 3, 1)
         tokens = states[self.layers[0]]
-        summary = tokens[:, 0] if tokens.ndim == 3 else grid.mean((1, 2))
+        has_class_token = tokens.ndim == 3 and tokens.shape[1] > size[0] * size[1]
+        summary = tokens[:, 0] if has_class_token else grid.mean((1, 2))
         details = [
-            project(as_map(states[i], pixel_values.shape[-2:]).permute(0, 2, 3, 1))
+            project(as_map(states[i], image_size, self.patch_size).permute(0, 2, 3, 1))
             for i, project in zip(self.detail_layers, self.detail_projections, strict=True)
         ]
         if self.pixel_stem is not None:
@@ -87,14 +90,20 @@ def feature_widths(vision_config) -> list[int]:
     return [vision_config.hidden_size] * (vision_config.num_hidden_layers + 1)
 
 
-def as_map(state: Tensor, image_size: torch.Size) -> Tensor:
-    """A hidden state as `(batch, channels, h, w)`; tokens lose their class token and become a row-major grid."""
+def as_map(state: Tensor, image_size: torch.Size, patch_size: int | None) -> Tensor:
+    """A hidden state as `(batch, channels, h, w)`: tokens become a row-major grid.
+
+    Args:
+        state: Map, or tokens `(batch, tokens, channels)`; those before the patches (class token, registers) are lost.
+        image_size: Height and width that were looked at.
+        patch_size: Side of a patch; needed for tokens.
+    """
     if state.ndim == 4:
         return state
-    patches = state[:, 1:]
-    height, width = image_size
-    rows = round((patches.shape[1] * height / width) ** 0.5)
-    return patches.unflatten(1, (rows, -1)).permute(0, 3, 1, 2)
+    if patch_size is None:
+        raise ValueError("the vision model yields tokens and its configuration has no patch_size")
+    rows, columns = (side // patch_size for side in image_size)
+    return state[:, -rows * columns :].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
 
 
 def resize(feature_map: Tensor, size: torch.Size) -> Tensor:

@@ -136,7 +136,7 @@ def sees_brightness(tmp_path: Path) -> Callable[[np.ndarray], Engine]:
     """Makes an engine that always names a square and whose masks are what is bright in pictures like the given one."""
 
     def make(picture: np.ndarray) -> Engine:
-        model, processor = load(open_checkpoint(save_tiny(tmp_path / "tiny")), dtype=torch.float32)
+        model, processor = load(open_checkpoint(save_tiny(tmp_path / "tiny")))
         images = processor.image_processor
         bright = images.transform(picture.shape).image((picture > 128).astype(np.float32))
         half = torch.nn.functional.avg_pool2d(torch.from_numpy(bright)[None], 2)[0]

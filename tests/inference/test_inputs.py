@@ -18,6 +18,7 @@ from medsight_core.inference.loading import read_config, read_processor
 from medsight_core.model import MedSightProcessor
 from medsight_core.prompt_raster import CHANNELS
 from medsight_core.regions import Prompt, Question
+from tests.inference.test_transcript import released_tokenizer
 from tests.inference.tiny import SIDE, ask_about, noise, photograph, save_tiny, stack
 
 
@@ -60,6 +61,18 @@ def test_tokens_with_a_meaning_are_words_when_a_person_types_them(processor: Med
     assert [token for token in asked if token in special] == [token for token in plain if token in special]
     read = processor.tokenizer.decode(made(processor, ask_about(noise(), typed)).input_ids)
     assert "".join(typed.split()) in "".join(read.split()), "the words themselves stay"
+
+
+def test_history_spells_codes_as_the_checkpoint_does(processor: MedSightProcessor) -> None:
+    """An answer of the released model comes back with our names of codes and is read with its own."""
+    released = MedSightProcessor(
+        processor.image_processor, released_tokenizer(), num_visual_tokens=processor.num_visual_tokens
+    )
+    released.tokenizer.chat_template = processor.tokenizer.chat_template
+    question = ask_about(noise(), history=(("Where is [M0_0]?", "The <p>liver</p>[C1_2] is seen."),))
+    asked = words(released, question)
+    assert asked.count("[M1_2]") == 1 and "[M0_0]" not in asked
+    assert asked.index("[M1_2]") > asked.index("</p>")
 
 
 def test_history_keeps_what_the_model_wrote_and_defuses_what_a_person_wrote(processor: MedSightProcessor) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from medsight_core.codes import RegionVocabulary
-from medsight_core.inference.transcript import UNNAMED, Detokenizer, Transcript
+from medsight_core.inference.transcript import HEADER, UNNAMED, Detokenizer, Transcript
 from medsight_core.markup import parse_markup
 from tests.inference.tiny import SENTENCES
 from training.tokenizer import build_tokenizer
@@ -75,3 +78,34 @@ def test_a_code_without_words_is_a_region_without_a_name(text: str) -> None:
     (mention,) = transcript.mentions
     assert mention.label == UNNAMED
     assert mention.span.start == mention.span.end
+
+
+def test_the_model_may_open_its_turn_itself() -> None:
+    """What the released model writes before its answer is no part of it; half of that, or the same later, is kept."""
+    header, words = ids(HEADER), ids("The liver[C0_3].")
+    transcript, shown = written([*header, *words])
+    assert shown == transcript.text == "The liver."
+    assert transcript.raw == "The liver[C0_3]."
+    assert [mention.label for mention in transcript.mentions] == ["liver"]
+    assert written(header)[1] == written(header)[0].raw == ""
+    assert written([*header[:-1], *words])[1] == "assistantThe liver."
+    assert written([*words, *header])[1].startswith("The liver.assistant")
+
+
+def test_released_names_of_codes_are_shown_as_ours() -> None:
+    """The checkpoint's own `[M0_3]` is `[C0_3]` for people, and goes back as it came."""
+    tokenizer = released_tokenizer()
+    codes = RegionVocabulary.from_tokens(tokenizer.get_vocab())
+    transcript = Transcript(tokenizer=tokenizer.backend_tokenizer, codes=codes)
+    shown = [t for token in ids("The <p>liver</p>[M0_3] and spleen [M1_0].", tokenizer) for t in transcript.feed(token)]
+    assert "".join([*shown, *transcript.finish()]) == "The liver and spleen."
+    assert [(m.code, m.label) for m in transcript.mentions] == [("[C0_3]", "liver"), ("[C1_0]", "spleen")]
+    assert transcript.raw == "The <p>liver</p>[C0_3] and spleen [C1_0]."
+    assert codes.spelt(transcript.raw) == "The <p>liver</p>[M0_3] and spleen [M1_0]."
+    assert codes.spelt("[C9_9] and [C0_0]") == "[C9_9] and [M0_0]"
+
+
+def released_tokenizer() -> PreTrainedTokenizerFast:
+    """The same words, codes as the release spells them."""
+    table = json.loads(TOKENIZER.backend_tokenizer.to_str().replace("[C", "[M"))
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(table)))

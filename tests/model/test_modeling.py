@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -339,3 +340,35 @@ def test_decoding_sees_the_prompt(config: Config) -> None:
     plain = model.model.decode_codes(states(1), model.model.encode_image(pictures(1)), index)
     drawn = model.model.decode_codes(states(1), model.model.encode_image(pictures(1), raster([click(40, 12)])), index)
     assert (plain - drawn).abs().max() > 1e-2
+
+
+@KINDS
+@pytest.mark.parametrize("joint", [True, False])
+def test_codes_are_decoded_without_a_second_look(config: Config, joint: bool) -> None:
+    """k codes of an image: no pass of the encoder, no convolution of the first stage, and all in one pass if joint."""
+    core = build(config(mask_decoder="perceiver", joint_decoding=joint)).model
+    index = torch.tensor([0, 0, 1])
+    with torch.no_grad():
+        features = core.encode_image(pictures(2), raster([click(40, 12)], []))
+        fresh = core.decode_codes(states(3), replace(features, start=None), index)
+        work: list[str] = []
+        core.vision.register_forward_hook(lambda *_: work.append("vision"))
+        for number, adapter in enumerate(core.perceiver.conv_adapters):
+            adapter.register_forward_hook(lambda *_, number=number: work.append(f"stage {number}"))
+        masks = core.decode_codes(states(3), features, index)
+        core.decode_codes(states(3), features, index)
+    torch.testing.assert_close(masks, fresh, **CLOSE)
+    assert work == ["stage 1", "stage 2"] * (2 if joint else 6)
+
+
+@KINDS
+def test_a_start_is_kept_only_where_it_serves(config: Config) -> None:
+    """Not for the head, which has no second pass, and not with gradients, which must reach all layers of both."""
+    model = build(config(mask_decoder="perceiver"))
+    drawn = model.model.encode_image(pictures(1))
+    assert drawn.start is None
+    model.model.decode_codes(states(2), drawn, torch.tensor([0, 0])).sum().backward()
+    assert model.model.perceiver.conv_adapters[0].conv.weight.grad.any()
+    with torch.no_grad():
+        assert model.model.encode_image(pictures(1)).start is not None
+        assert build(config(mask_decoder="head")).model.encode_image(pictures(1)).start is None

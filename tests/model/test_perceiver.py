@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 from torch import Tensor
 
-from medsight_core.model.perceiver import CrossAttention, RegionPerceiver, inside_masks, sine_position
+from medsight_core.model.perceiver import (
+    CrossAttention,
+    PerceiverOutput,
+    PerceiverStart,
+    RegionPerceiver,
+    inside_masks,
+    sine_position,
+)
 
 
 def small(*, self_attention: bool = False, num_stacks: int = 1) -> RegionPerceiver:
@@ -125,3 +134,60 @@ def test_position_encoding_tells_rows_from_columns() -> None:
 def test_width_must_suit_the_position_encoding() -> None:
     with pytest.raises(ValueError, match="region dim is 18"):
         RegionPerceiver(dim=18, num_queries=1, num_stages=1, num_classes=1, heads=1, head_dim=4, ff_mult=1)
+
+
+def tensors(value: PerceiverOutput | PerceiverStart) -> dict[str, Tensor]:
+    """The tensors of a value by name."""
+    found = {field.name: getattr(value, field.name) for field in fields(value)}
+    return {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
+
+
+@pytest.mark.parametrize("num_stacks", [1, 2])
+def test_pieces_give_what_the_whole_gives(num_stacks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With gradients nothing is cut into pieces; without, pieces of 3 pixels are as good as one, with padding too."""
+    perceiver = small(num_stacks=num_stacks, self_attention=True)
+    features, queries = torch.randn(2, 3, 5, 16), torch.randn(2, 3, 16)
+    real = torch.tensor([[True, True, False], [True, True, True]])
+    given = {"query_mask": real, "details": (torch.randn(2, 6, 10, 16),)}
+    whole = tensors(perceiver(features, queries, **given))
+    assert whole["pixels"].requires_grad
+    seen: list[int] = []
+    perceiver.bi_blocks[-1].ff_image[1].register_forward_hook(lambda _, __, out: seen.append(out.shape[1]))
+    monkeypatch.setattr("medsight_core.model.perceiver.PIECE", 2 * 32 * 4 * 3)
+    before = features.clone()
+    with torch.no_grad():
+        pieces = tensors(perceiver(features, queries, **given))
+    assert max(seen) == 3 and sum(seen) == 12 * 20
+    assert torch.equal(features, before)
+    for name, tensor in whole.items():
+        scale = tensor.detach().abs().max().item()
+        torch.testing.assert_close(pieces[name], tensor.detach(), atol=1e-6 * scale, rtol=0)
+
+
+@torch.inference_mode()
+def test_passes_share_their_start_and_leave_it_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever way a pass goes over the pixels, it writes over none of what the next one begins with."""
+    perceiver = small(num_stacks=2)
+    features, queries = torch.randn(2, 3, 4, 16), torch.randn(2, 2, 16)
+    details = (torch.randn(2, 6, 8, 16), torch.randn(2, 12, 16, 16))
+    expected = [tensors(perceiver(features, given, details=details)) for given in (None, queries)]
+    start = perceiver.start(features, details=details)
+    before = {name: tensor.clone() for name, tensor in tensors(start).items()}
+    convolved: list[int] = []
+    for number, adapter in enumerate(perceiver.conv_adapters):
+        adapter.register_forward_hook(lambda *_, number=number: convolved.append(number))
+    for piece in (1, 32 << 20):
+        monkeypatch.setattr("medsight_core.model.perceiver.PIECE", piece)
+        for given, known in zip((None, queries), expected, strict=True):
+            found = tensors(perceiver(start, given, details=details))
+            for name, tensor in known.items():
+                torch.testing.assert_close(found[name], tensor, atol=2e-5, rtol=1e-5)
+    assert convolved == [1, 1, 1, 1], "the first stage is convolved once, in the start"
+    for name, tensor in tensors(start).items():
+        assert torch.equal(tensor, before[name]), name
+    second = start.select(torch.tensor([1]))
+    alone = perceiver(features[1:], queries[1:], details=tuple(detail[1:] for detail in details))
+    found = perceiver(second, queries[1:], details=tuple(detail[1:] for detail in details))
+    torch.testing.assert_close(found.mask_logits, alone.mask_logits, atol=2e-5, rtol=1e-5)
+    assert start.select(torch.tensor([0, 1])) is start
+    assert start.select(torch.tensor([1, 0])) is not start

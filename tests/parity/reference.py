@@ -1,9 +1,8 @@
-"""Reading the reference tensors, and the names that released checkpoints give to ours."""
+"""Reading the reference tensors, and making models of them by the table of released names."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, Qwen3Config
 
-from medsight_core.model import MedSightConfig
+from medsight_core.model import MedSightConfig, MedSightModel
+from medsight_core.model.official import Recipe, clean, recipes
+from medsight_core.model.perceiver import RegionPerceiver
 
 TOLERANCE = 1e-4
 """Largest absolute difference that counts as equal, fp32."""
+
+IMAGE_TOKEN = 63
+"""A word that the recorded texts do not use stands for the visual tokens; the release writes -200 once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,61 +47,38 @@ class Reference:
 
     def below(self, prefix: str) -> dict[str, Tensor]:
         """Tensors whose names start with `prefix`, without it."""
-        return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
+        return part(self.tensors, prefix)
 
 
-def perceiver_state(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names are ours already; only the query position embedding, which the released maths never reads, goes."""
-    foreign = ("region_position_embed.", "to_code.", "code_decoder.", "quantizer.")
-    return {name: tensor for name, tensor in official.items() if not name.startswith(foreign)}
-
-
-def codebook_state(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The quantiser of a released stage-2 checkpoint: one embedding per modality becomes one table of groups."""
-    renamed = {
-        "region_perceiver.to_code.": "to_code.",
-        "region_perceiver.code_decoder.from_code.": "from_code.",
-        "region_perceiver.code_decoder.segmentation_cls_head_quant.": "head.",
-        "modality_predictor.": "modality_predictor.",
+def state(official: Mapping[str, Tensor], config: MedSightConfig) -> dict[str, Tensor]:
+    """Every tensor of ours that can be made of those given, as the table of the release says."""
+    given = {clean(name): tensor for name, tensor in official.items()}
+    return {
+        recipe.name: _make(recipe, [given[source] for source in recipe.sources])
+        for recipe in recipes(config)
+        if all(source in given for source in recipe.sources)
     }
-    state = {
-        new + name.removeprefix(old): tensor
-        for name, tensor in official.items()
-        for old, new in renamed.items()
-        if name.startswith(old)
-    }
-    groups = sum(re.fullmatch(r"quantizer\.codebooks\.\d+\.embedding\.weight", name) is not None for name in official)
-    state["codes"] = torch.stack([official[f"quantizer.codebooks.{k}.embedding.weight"] for k in range(groups)])
-    return state
 
 
-def clip_state(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The vision tower of open_clip in the names of `CLIPVisionModel`; `proj` belongs to the text-image space."""
-    state = {
-        "embeddings.class_embedding": official["class_embedding"],
-        "embeddings.position_embedding.weight": official["positional_embedding"],
-        "embeddings.patch_embedding.weight": official["conv1.weight"],
-    }
-    for kind in ("weight", "bias"):
-        state[f"pre_layrnorm.{kind}"] = official[f"ln_pre.{kind}"]
-        state[f"post_layernorm.{kind}"] = official[f"ln_post.{kind}"]
-    parts = {
-        "attn.out_proj": "self_attn.out_proj",
-        "ln_1": "layer_norm1",
-        "ln_2": "layer_norm2",
-        "mlp.c_fc": "mlp.fc1",
-        "mlp.c_proj": "mlp.fc2",
-    }
-    layers = sum(name.endswith(".attn.in_proj_weight") for name in official)
-    for layer in range(layers):
-        old, new = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}"
-        for kind in ("weight", "bias"):
-            joined = official[f"{old}.attn.in_proj_{kind}"].chunk(3)
-            for part, tensor in zip("qkv", joined, strict=True):
-                state[f"{new}.self_attn.{part}_proj.{kind}"] = tensor
-            for theirs, ours in parts.items():
-                state[f"{new}.{ours}.{kind}"] = official[f"{old}.{theirs}.{kind}"]
-    return state
+def part(tensors: Mapping[str, Tensor], beginning: str) -> dict[str, Tensor]:
+    """Those of one part, without what its names begin with."""
+    return {name.removeprefix(beginning): t for name, t in tensors.items() if name.startswith(beginning)}
+
+
+def perceiver(reference: Reference, *, beginning: str = "state.") -> RegionPerceiver:
+    """A recorded perceiver, whose tensors have only their own names behind ``beginning``."""
+    settings = config(reference.about)
+    official = {f"region_perceiver.{name}": tensor for name, tensor in reference.below(beginning).items()}
+    with torch.device("meta"):
+        module = MedSightModel(settings).perceiver
+    module.load_state_dict(part(state(official, settings), "model.perceiver."), assign=True)
+    return module.eval().requires_grad_()
+
+
+def _make(recipe: Recipe, sources: list[Tensor]) -> Tensor:
+    if recipe.rule == "stack":
+        return torch.stack(sources)
+    return sources[0].chunk(3)[recipe.index] if recipe.rule == "third" else sources[0]
 
 
 def small_clip(about: Mapping[str, Any]) -> CLIPVisionConfig:
@@ -117,7 +98,7 @@ def small_clip(about: Mapping[str, Any]) -> CLIPVisionConfig:
 
 def config(about: Mapping[str, Any], **changes: Any) -> MedSightConfig:
     """Our configuration of a recorded run; the sizes that a record leaves out are those of all of them."""
-    clip = about.get("clip", {"image_size": 70, "patch": 14, "width": 32, "layers": 4, "heads": 4})
+    clip = about.get("clip", {"image_size": 70, "patch": 14, "width": about["dim"], "layers": 4, "heads": 4})
     language = Qwen3Config(
         vocab_size=76,
         hidden_size=64,
@@ -140,12 +121,34 @@ def config(about: Mapping[str, Any], **changes: Any) -> MedSightConfig:
         "region_dim": about["dim"],
         "num_region_queries": about["num_queries"],
         "perceiver_stages": about["num_stages"],
+        "perceiver_stacks": about.get("num_stacks", 1),
+        "perceiver_self_attention": about.get("use_self_attn", False),
         "perceiver_heads": about["heads"],
         "perceiver_head_dim": about["dim_head"],
         "perceiver_ff_mult": about["ff_mult"],
         "num_classes": about["num_classes"],
         "use_codebook": False,
         "use_prompts": False,
-        "image_token_id": 63,
+        "image_token_id": IMAGE_TOKEN,
     }
     return MedSightConfig(**(options | changes))
+
+
+def language_config(reference: Reference) -> MedSightConfig:
+    """Our configuration of the recorded model with words."""
+    about = reference.about
+    codes = list(range(about["code_ids"][0], about["code_ids"][1] + 1))
+    assert codes == reference["in.code_token_ids"].tolist()
+    return config(
+        about["vision"],
+        vision_feature_layer=about["vision"]["select_layer"],
+        code_token_ids=codes,
+        image_token_id=IMAGE_TOKEN,
+    )
+
+
+def expand(ids: Tensor, tokens: int, *, fill: int = IMAGE_TOKEN) -> Tensor:
+    """One placeholder (-200) becomes one for each visual token."""
+    place = int((ids[0] == -200).nonzero()) if (ids == -200).any() else None
+    assert place is not None, "the recorded text has no image"
+    return torch.cat((ids[:, :place], ids.new_full((1, tokens), fill), ids[:, place + 1 :]), dim=1)

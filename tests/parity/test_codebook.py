@@ -24,9 +24,11 @@ from medsight_core.model import MedSightModel
 from medsight_core.model.codebook import Quantized
 from medsight_core.model.modeling import ImageFeatures
 from tests.parity.conftest import Compare
-from tests.parity.reference import Reference, clip_state, codebook_state, config, perceiver_state
+from tests.parity.reference import Reference, config, part, state
 from training.losses import bce_loss, class_loss, codebook_losses, dice_loss
 from training.matching import match
+
+FIXTURE = "b_quantizer"
 
 GIVEN = torch.tensor([2, 0])
 """Modality of the two recorded images, where it was given."""
@@ -34,25 +36,23 @@ GIVEN = torch.tensor([2, 0])
 
 @pytest.fixture(scope="module")
 def reference(shared_parity: Path) -> Reference:
-    return Reference.read(shared_parity, "b_quantizer")
+    return Reference.read(shared_parity, FIXTURE)
 
 
 @pytest.fixture(scope="module")
 def model(reference: Reference) -> MedSightModel:
     about = reference.about
-    model = MedSightModel(
-        config(
-            about,
-            use_codebook=True,
-            num_code_groups=about["num_modalities"],
-            codes_per_group=about["codebook_size"],
-            code_dim=about["code_dim"],
-        )
-    ).eval()
-    state = reference.below("state.")
-    model.vision.backbone.load_state_dict(clip_state(reference.below("state.image_encoder.")))
-    model.perceiver.load_state_dict(perceiver_state(reference.below("state.region_perceiver.")))
-    model.codebook.load_state_dict(codebook_state(state))
+    settings = config(
+        about,
+        use_codebook=True,
+        num_code_groups=about["num_modalities"],
+        codes_per_group=about["codebook_size"],
+        code_dim=about["code_dim"],
+    )
+    model = MedSightModel(settings).eval()
+    tensors = state(reference.below("state."), settings)
+    for name in ("vision", "perceiver", "codebook"):
+        model.get_submodule(name).load_state_dict(part(tensors, f"model.{name}."))
     return model
 
 

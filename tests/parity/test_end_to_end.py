@@ -1,69 +1,66 @@
 """The whole model against the released one: image and text in, words, code states and masks out.
 
 Two switches of ours are the release's two behaviours: `code_state="at"` is what it trains with, `code_state="before"`
-what its own inference does. Texts about two images at once are left out: ours speaks about one image per text.
+what its own inference does. Of a text about two images only what is read of it is compared: ours speaks about one.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from medsight_core.model import MedSightForConditionalGeneration
+from medsight_core.model import MedSightConfig, MedSightForConditionalGeneration
+from medsight_core.model.conversion import unread
 from tests.parity.conftest import Compare
-from tests.parity.reference import Reference, clip_state, config, perceiver_state
+from tests.parity.reference import Reference, expand, language_config, state
 from training.losses import bce_loss, dice_loss
 
-IMAGE_TOKEN = 63
-"""A word that the recorded texts do not use stands for the visual tokens; the release writes -200 once."""
+FIXTURE = "d_llm_end_to_end"
 
 
 @pytest.fixture(scope="module")
 def reference(shared_parity: Path) -> Reference:
-    return Reference.read(shared_parity, "d_llm_end_to_end")
+    return Reference.read(shared_parity, FIXTURE)
+
+
+@pytest.fixture(scope="module")
+def settings(reference: Reference) -> MedSightConfig:
+    """Our configuration of the recorded model."""
+    return language_config(reference)
+
+
+@pytest.fixture(scope="module")
+def folder(reference: Reference, settings: MedSightConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recorded model as a folder: our configuration, and tensors under the release's own names."""
+    folder = tmp_path_factory.mktemp("release")
+    settings.save_pretrained(folder)
+    save_file(reference.below("state."), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 @pytest.fixture
-def model(reference: Reference) -> MedSightForConditionalGeneration:
-    about = reference.about
-    codes = list(range(about["code_ids"][0], about["code_ids"][1] + 1))
-    assert codes == reference["in.code_token_ids"].tolist()
-    model = MedSightForConditionalGeneration(
-        config(
-            about["vision"],
-            vision_feature_layer=about["vision"]["select_layer"],
-            code_token_ids=codes,
-            image_token_id=IMAGE_TOKEN,
-        )
-    ).eval()
-    state = reference.below("state.")
-    tower = "model.vision_tower.vision_tower."
-    parts = {
-        model.model.vision.backbone: clip_state(reference.below(f"state.{tower}image_encoder.")),
-        model.model.perceiver: perceiver_state(reference.below(f"state.{tower}region_perceiver.")),
-        model.model.vision_to_text: reference.below("state.model.mm_projector."),
-        model.model.text_to_vision: reference.below("state.model.token_projection."),
-        model.model.language_model: {
-            name.removeprefix("model."): tensor
-            for name, tensor in state.items()
-            if name.startswith(("model.embed_tokens.", "model.layers.", "model.norm."))
-        },
-        model.lm_head: reference.below("state.lm_head."),
-    }
-    for part, values in parts.items():
-        part.load_state_dict(values)
-    return model
+def model(folder: Path) -> MedSightForConditionalGeneration:
+    return MedSightForConditionalGeneration.from_pretrained(folder).eval()
 
 
-def expand(ids: Tensor, tokens: int, *, fill: int = IMAGE_TOKEN) -> Tensor:
-    """One placeholder (-200) becomes one for each visual token."""
-    place = int((ids[0] == -200).nonzero()) if (ids == -200).any() else None
-    assert place is not None, "the recorded text has no image"
-    return torch.cat((ids[:, :place], ids.new_full((1, tokens), fill), ids[:, place + 1 :]), dim=1)
+def test_names(folder: Path, reference: Reference, settings: MedSightConfig, tmp_path: Path) -> None:
+    """`from_pretrained` reads the released names and gives every tensor; `save_pretrained` writes ours."""
+    assert "model.vision_tower.vision_tower.image_encoder.conv1.weight" in load_file(folder / "model.safetensors")
+    model, told = MedSightForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not told["missing_keys"] and not told["mismatched_keys"]
+    assert {name for name in told["unexpected_keys"] if not any(re.fullmatch(p, name) for p in unread())} == set()
+    expected = state(reference.below("state."), settings)
+    found = model.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    model.save_pretrained(tmp_path)
+    assert load_file(tmp_path / "model.safetensors").keys() == expected.keys()
 
 
 def expand_labels(labels: Tensor, ids: Tensor, tokens: int) -> Tensor:
@@ -176,3 +173,15 @@ def test_generation(
     compare("code states", states[None], theirs["code_states_predecessor"])
     compare("P_t→v", model.model.text_to_vision(states)[None], theirs["region_codes"])
     compare("mask logits", model.model.decode_codes(states, features, rows)[None], theirs["mask_logits"])
+
+
+@torch.no_grad()
+def test_two_images(model: MedSightForConditionalGeneration, reference: Reference, compare: Compare) -> None:
+    """What the language model reads of a text about two images: the visual tokens of each, in their order."""
+    ids, count = reference["in.twoimg.input_ids"], reference.about["visual_tokens"]
+    visual = model.model.visual_tokens(model.model.encode_image(reference["in.twoimg.image"]))
+    assert visual.shape[:2] == (2, count)
+    spliced = ids[0].repeat_interleave(torch.where(ids[0] == -200, count, 1))
+    words = model.get_input_embeddings()(spliced.clamp_min(0))
+    embeds = words.masked_scatter((spliced == -200)[:, None], visual.flatten(0, 1))
+    compare("embeddings", embeds[None], reference["mid.twoimg.inputs_embeds"])

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor, nn
 
-from medsight_core.model import MedSightConfig, MedSightForConditionalGeneration
-from tests.parity.reference import clip_state, codebook_state, perceiver_state
+from medsight_core.model import MedSightConfig
+from medsight_core.model.official import ignored, recipes, release_shapes
+
+Shapes = dict[str, tuple[int, ...]]
 
 
-def expand(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Named tensors without memory, `{0..23}` counted out."""
-    found = {}
+def expand(rows: list[dict[str, Any]]) -> Shapes:
+    """Shapes by name, `{0..23}` counted out; "standard Qwen3-8B" is left to the library's own names."""
+    found: Shapes = {}
     for row in rows:
         numbers = re.search(r"\{(\d+)\.\.(\d+)\}", row["key"])
         if not isinstance(row["shape"], list):
@@ -25,46 +25,69 @@ def expand(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         first, last = (int(n) for n in numbers.groups()) if numbers else (0, 0)
         for n in range(first, last + 1):
             name = row["key"].replace(numbers[0], str(n)) if numbers else row["key"]
-            found[name] = torch.empty(row["shape"], device="meta")
+            found[name] = tuple(row["shape"])
     return found
 
 
-def below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-
 @pytest.fixture(scope="module")
-def official(shared_parity: Path) -> dict[str, Any]:
+def table(shared_parity: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((shared_parity / "official_keys_fullsize.json").read_text(encoding="utf-8"))
     return found
 
 
 @pytest.fixture(scope="module")
-def model() -> MedSightForConditionalGeneration:
-    with torch.device("meta"):
-        return MedSightForConditionalGeneration(MedSightConfig())
+def theirs(table: dict[str, Any]) -> Shapes:
+    """The whole table."""
+    with_quantizer = expand(table["regtok_with_quantizer_stage2"])
+    without = expand(table["regtok_no_quantizer_as_used_by_LLM"])
+    assert without.items() <= with_quantizer.items()
+    return with_quantizer | expand(table["llm"])
 
 
-def assert_same_places(module: nn.Module, official: dict[str, Tensor]) -> None:
-    ours = {name: tuple(t.shape) for name, t in module.state_dict().items()}
-    assert {name: tuple(t.shape) for name, t in official.items()} == ours
+@pytest.fixture(scope="module")
+def settings() -> MedSightConfig:
+    return MedSightConfig(use_prompts=False)
 
 
-def test_perceiver_and_image_encoder(model: MedSightForConditionalGeneration, official: dict[str, Any]) -> None:
-    tensors = expand(official["regtok_no_quantizer_as_used_by_LLM"])
-    assert_same_places(model.model.perceiver, perceiver_state(below(tensors, "region_perceiver.")))
-    assert_same_places(model.model.vision.backbone, clip_state(below(tensors, "image_encoder.")))
-    assert sum(t.numel() for t in tensors.values()) == official["totals"]["regtok_no_quantizer"]
+def test_the_whole_table(theirs: Shapes, settings: MedSightConfig) -> None:
+    """None missing, none unexpected, all of one shape; the language model's layers are not in the table one by one."""
+    expected = release_shapes(settings)
+    layers = {name for name in expected if name.startswith("model.layers.")}
+    assert len(layers) == 36 * 11
+    assert theirs == {name: shape for name, shape in expected.items() if name not in layers}
 
 
-def test_codebook(model: MedSightForConditionalGeneration, official: dict[str, Any]) -> None:
-    assert_same_places(model.model.codebook, codebook_state(expand(official["regtok_with_quantizer_stage2"])))
+def test_one_to_one(theirs: Shapes, settings: MedSightConfig) -> None:
+    """Every tensor of the table becomes one of ours, or three, or a row of one, or is known to be needless."""
+    made = recipes(settings)
+    used = [(source, recipe.index) for recipe in made for source in recipe.sources]
+    assert len(set(used)) == len(used), "a released tensor is used twice"
+    needless = {name for name in theirs if ignored(name)}
+    assert {source for source, _ in used if not source.startswith("model.layers.")} == theirs.keys() - needless
+    assert {"image_encoder.proj", "region_perceiver.region_position_embed.weight"} <= needless
 
 
-def test_projectors_and_words(model: MedSightForConditionalGeneration, official: dict[str, Any]) -> None:
-    tensors = expand(official["llm"])
-    assert_same_places(model.model.vision_to_text, below(tensors, "model.mm_projector."))
-    assert_same_places(model.model.text_to_vision, below(tensors, "model.token_projection."))
-    assert model.get_input_embeddings().weight.shape == tensors["model.embed_tokens.weight"].shape
-    assert model.lm_head.weight.shape == tensors["lm_head.weight"].shape
-    assert model.model.language_model.norm.weight.shape == tensors["model.norm.weight"].shape
+def test_sums(table: dict[str, Any], theirs: Shapes, settings: MedSightConfig) -> None:
+    """The recorded totals of the released parts, from our table of shapes."""
+    statistics = re.compile(r".*\.(initted|step|codebook_used|ema_usage)|region_perceiver\.quantizer\..*")
+    shapes = release_shapes(settings)
+
+    def total(*beginnings: str) -> int:
+        names = [name for name in shapes if name.startswith(beginnings) and not statistics.fullmatch(name)]
+        return sum(size(shapes[name]) for name in names)
+
+    quantizer = ("quantizer.", "modality_predictor.", "region_perceiver.to_code.", "region_perceiver.code_decoder.")
+    sums = table["totals"]
+    assert total("image_encoder.") == sums["image_encoder"]
+    assert total("region_perceiver.") - total(*quantizer[2:]) == sums["region_perceiver"]
+    assert total("image_encoder.", "region_perceiver.") - total(*quantizer[2:]) == sums["regtok_no_quantizer"]
+    assert total("image_encoder.", "region_perceiver.", *quantizer[:2]) == sums["regtok_with_quantizer"]
+    assert total("model.mm_projector.") == sums["mm_projector"]
+
+
+def size(shape: tuple[int, ...]) -> int:
+    """Numbers in a tensor."""
+    count = 1
+    for n in shape:
+        count *= n
+    return count

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from medsight_core.model.perceiver import RegionPerceiver, inside_masks, sine_position
+from medsight_core.model.perceiver import inside_masks, sine_position
 from tests.parity.conftest import Compare
-from tests.parity.reference import Reference, perceiver_state
+from tests.parity.reference import Reference, perceiver
 
 CASES = (
     "a1_perceiver",
@@ -20,29 +20,12 @@ CASES = (
 )
 
 
-def build(reference: Reference) -> RegionPerceiver:
-    about = reference.about
-    perceiver = RegionPerceiver(
-        dim=about["dim"],
-        num_queries=about["num_queries"],
-        num_stages=about["num_stages"],
-        num_stacks=about["num_stacks"],
-        num_classes=about["num_classes"],
-        heads=about["heads"],
-        head_dim=about["dim_head"],
-        ff_mult=about["ff_mult"],
-        self_attention=about["use_self_attn"],
-    )
-    perceiver.load_state_dict(perceiver_state(reference.below("state.")))
-    return perceiver.eval()
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_perceiver(name: str, shared_parity: Path, compare: Compare) -> None:
     """Learned and given queries, partly and wholly masked ones, other sizes, the switches the release leaves off."""
     reference = Reference.read(shared_parity, name)
     with torch.no_grad():
-        out = build(reference)(reference["in.image_features"], reference.tensors.get("in.region_queries"))
+        out = perceiver(reference)(reference["in.image_features"], reference.tensors.get("in.region_queries"))
     compare("queries", out.queries, reference["out.region_queries"])
     compare("mask logits", out.mask_logits, reference["out.seg_logits"])
     compare("class logits", out.class_logits, reference["out.class_logits"])

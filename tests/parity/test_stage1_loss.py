@@ -17,25 +17,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medsight_core.model.perceiver import PerceiverOutput, RegionPerceiver
 from tests.parity.conftest import Compare
-from tests.parity.reference import Reference, perceiver_state
+from tests.parity.reference import Reference, perceiver
 from training.losses import bce_loss, class_loss, dice_loss, segmentation_loss
 from training.matching import match
+
+FIXTURE = "b2_stage1_loss"
 
 
 def perceive(reference: Reference) -> tuple[RegionPerceiver, PerceiverOutput]:
     """The perceiver and its pass over both images, with gradients."""
-    about = reference.about
-    perceiver = RegionPerceiver(
-        dim=about["dim"],
-        num_queries=about["num_queries"],
-        num_stages=about["num_stages"],
-        num_classes=about["num_classes"],
-        heads=about["heads"],
-        head_dim=about["dim_head"],
-        ff_mult=about["ff_mult"],
-    )
-    perceiver.load_state_dict(perceiver_state(reference.below("state.region_perceiver.")))
-    return perceiver, perceiver(reference["in.patch_features"].unflatten(1, (5, 5)))
+    module = perceiver(reference, beginning="state.region_perceiver.")
+    return module, module(reference["in.patch_features"].unflatten(1, (5, 5)))
 
 
 def losses(out: PerceiverOutput, reference: Reference) -> dict[str, Tensor]:
@@ -62,7 +54,7 @@ def losses(out: PerceiverOutput, reference: Reference) -> dict[str, Tensor]:
 
 def test_losses(shared_parity: Path, compare: Compare) -> None:
     """Dice, BCE and class loss over two images with two and three targets."""
-    reference = Reference.read(shared_parity, "b2_stage1_loss")
+    reference = Reference.read(shared_parity, FIXTURE)
     _, out = perceive(reference)
     compare("mask logits", out.mask_logits, reference["out.seg_logits"])
     compare("class logits", out.class_logits, reference["out.class_logits"])
@@ -73,7 +65,7 @@ def test_losses(shared_parity: Path, compare: Compare) -> None:
 @pytest.mark.parametrize("kernel", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION], ids=["plain", "fused"])
 def test_gradients(kernel: SDPBackend, shared_parity: Path, compare: Compare) -> None:
     """Where the loss arrives, also through a fused kernel: some queries have no pixel left in two of the blocks."""
-    reference = Reference.read(shared_parity, "b2_stage1_loss")
+    reference = Reference.read(shared_parity, FIXTURE)
     with sdpa_kernel([kernel, SDPBackend.MATH], set_priority=True):
         perceiver, out = perceive(reference)
         losses(out, reference)["total"].backward()

@@ -10,13 +10,17 @@ from torch import Tensor
 
 from medsight_core.model import MedSightModel
 from tests.parity.conftest import Compare
-from tests.parity.reference import Reference, clip_state, config, perceiver_state
+from tests.parity.reference import Reference, config, part, state
+
+FIXTURE = "c_vision_tower"
 
 
 def build(reference: Reference, layer: int) -> MedSightModel:
-    model = MedSightModel(config(reference.about, vision_feature_layer=layer)).eval()
-    model.vision.backbone.load_state_dict(clip_state(reference.below("state.image_encoder.")))
-    model.perceiver.load_state_dict(perceiver_state(reference.below("state.region_perceiver.")))
+    settings = config(reference.about, vision_feature_layer=layer)
+    model = MedSightModel(settings).eval()
+    tensors = state(reference.below("state."), settings)
+    model.vision.load_state_dict(part(tensors, "model.vision."))
+    model.perceiver.load_state_dict(part(tensors, "model.perceiver."))
     return model
 
 
@@ -32,7 +36,7 @@ def plain_visual_tokens(model: MedSightModel, image: Tensor) -> Tensor:
 @pytest.mark.parametrize("layer", [-1, -2])
 def test_vision_tower(layer: int, shared_parity: Path, compare: Compare) -> None:
     """`vision_feature_layer` counts raw outputs of blocks from the end; -1 is the last, without its final norm."""
-    reference = Reference.read(shared_parity, "c_vision_tower")
+    reference = Reference.read(shared_parity, FIXTURE)
     model = build(reference, layer)
     prefix = f"out.sel{layer}."
     with torch.no_grad():
@@ -51,11 +55,11 @@ def test_vision_tower(layer: int, shared_parity: Path, compare: Compare) -> None
 
 def test_all_blocks(shared_parity: Path, compare: Compare) -> None:
     """The tower itself, block by block, and the norm behind it that the features do without."""
-    reference = Reference.read(shared_parity, "c_vision_tower")
+    reference = Reference.read(shared_parity, FIXTURE)
     backbone = build(reference, -1).vision.backbone
     with torch.no_grad():
         out = backbone(reference["in.image"], output_hidden_states=True)
-    for block, state in enumerate(out.hidden_states[1:]):
-        compare(f"block {block}", state, reference[f"mid.clip_block{block}"])
+    for block, found in enumerate(out.hidden_states[1:]):
+        compare(f"block {block}", found, reference[f"mid.clip_block{block}"])
     projected = out.pooler_output @ reference["state.image_encoder.proj"]
     compare("projected class token", projected, reference["mid.image_features_proj"])
