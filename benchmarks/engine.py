@@ -30,8 +30,10 @@ from transformers import AutoModelForCausalLM
 
 from medsight_core.inference.checkpoint import open_checkpoint
 from medsight_core.inference.decoding import Slots, Text, prefill
+from medsight_core.inference.fixed import Boards
 from medsight_core.inference.grounding import decode_masks
 from medsight_core.inference.loading import load
+from medsight_core.inference.running import Running
 
 
 class Bench:
@@ -42,27 +44,36 @@ class Bench:
         repeats: Of every measurement.
         tokens: Written by every run of the decode loop.
         clock: One of `CLOCKS`.
+        running: Where and how precisely; None for the CPU in fp32.
     """
 
-    def __init__(self, *, folder: Path, repeats: int, tokens: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, *, folder: Path, repeats: int, tokens: int, clock: Callable[[], float], running: Running | None = None
+    ) -> None:
         self.folder, self.repeats, self.tokens, self.clock = folder, repeats, tokens, clock
-        self.model, processor = load(open_checkpoint(folder))
+        begun = time.perf_counter()
+        self.model, processor = load(open_checkpoint(folder), running)
+        self.loaded = time.perf_counter() - begun
+        """Seconds that it took to open and to load it."""
         self.model.eval()
+        core = self.model.model
         image = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
         with torch.inference_mode():
-            pixels = processor.image_processor.pixels(image)[None]
-            self.features = self.model.model.encode_image(pixels)
-            input_ids = processor(text=processor.chat(QUESTION))["input_ids"]
-            self.embeds = self.model.model.embed(input_ids, self.features).clone()
+            self.pixels = processor.image_processor.pixels(image)[None].to(core.device, core.dtype)
+            self.input_ids = processor(text=processor.chat(QUESTION))["input_ids"].to(core.device)
+            self.features = core.encode_image(self.pixels)
+            self.embeds = core.embed(self.input_ids, self.features).clone()
         # Plain transformers: the library's own class around the same weights.
         with torch.device("meta"):
             self.plain = AutoModelForCausalLM.from_config(self.model.config.text_config)
         self.plain.model, self.plain.lm_head = self.model.model.language_model, self.model.lm_head
         self.plain.eval()
 
-    def write(self, embeds: torch.Tensor, code_ids: frozenset[int] = frozenset()) -> list[list[int]]:
+    def write(
+        self, embeds: torch.Tensor, code_ids: frozenset[int] = frozenset(), boards: Boards | None = None
+    ) -> list[list[int]]:
         """Our loop."""
-        slots = Slots(self.model, stop_ids=frozenset(), code_ids=code_ids)
+        slots = Slots(self.model, stop_ids=frozenset(), code_ids=code_ids, boards=boards)
         prompts = [prefill(self.model, one[None]) for one in embeds]
         joined = slots.join(prompts, limits=[self.tokens] * len(prompts))
         texts: dict[Text, list[int]] = {text: [] for text, _ in joined}
@@ -79,7 +90,7 @@ class Bench:
         with torch.inference_mode():
             return self.plain.generate(
                 inputs_embeds=embeds,
-                attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),
+                attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
                 do_sample=False,
                 max_new_tokens=self.tokens,
                 eos_token_id=None,

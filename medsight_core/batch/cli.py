@@ -8,6 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from medsight_core.cli import Authority, InsecureHttp, Json, Server, Token
+from medsight_core.cli.backends import Compiled, DeviceMap, Precision
 
 DEFAULT_OUT: Final = Path("medsight-batch")
 
@@ -30,11 +31,14 @@ def batch(
         bool, typer.Option("--ray", help="Spread the work with Ray: over this machine, or the cluster of RAY_ADDRESS.")
     ] = False,
     model: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A MedSIGHT checkpoint; without it, the built-in medsight-mini.")
+        Path | None, typer.Option(metavar="MODEL", help="A MedSIGHT model, by folder or name; else medsight-mini.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps; of several GPUs, each process takes one.")] = (
         "auto"
     ),
+    precision: Precision = "auto",
+    device_map: DeviceMap = None,
+    compiled: Compiled = False,
     backend: Server = None,
     token: Token = None,
     ca: Authority = None,
@@ -86,7 +90,17 @@ def batch(
         questions=questions,
         out=out,
         only=only or [],
-        who=Chosen(model=model, device=device, url=backend, token=token, ca=ca, insecure_http=insecure_http),
+        who=Chosen(
+            model=model,
+            device=device,
+            precision=precision,
+            device_map=device_map,
+            compiled=compiled,
+            url=backend,
+            token=token,
+            ca=ca,
+            insecure_http=insecure_http,
+        ),
         workers=workers,
         ray=ray,
         nifti=nifti,

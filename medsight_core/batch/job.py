@@ -55,6 +55,7 @@ class Job:
     def stamp(self, item: Item, question: BatchQuestion) -> str:
         """Of all that an answer rests on."""
         rests = [__version__, self.digest, item.key, item.stamp, question.to_json(), self.nifti]
+        rests += [] if self.who.precision == "auto" else [self.who.precision]
         return _digest(rests)[:16]
 
     def identity(self, item: Item, question: BatchQuestion) -> str:

@@ -12,6 +12,8 @@ from typing import Annotated, Final
 import typer
 
 from medsight_core import __version__
+from medsight_core.cli import model as model_commands
+from medsight_core.cli.backends import Compiled, Device, DeviceMap, Precision
 from medsight_core.cli.group import CommandGroup
 
 DEFAULT_OUT: Final = Path("medsight-answer")
@@ -113,11 +115,13 @@ def ask(
         list[str] | None, typer.Option(metavar="X,Y;X,Y;...", help="A stroke through these pixels. May be repeated.")
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A MedSIGHT checkpoint; without it, the built-in medsight-mini.")
+        Path | None, typer.Option(metavar="MODEL", help="A MedSIGHT model, by folder or name; else medsight-mini.")
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = DEFAULT_OUT,
     as_json: Json = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    device_map: DeviceMap = None,
     backend: Server = None,
     token: Token = None,
     ca: Authority = None,
@@ -159,7 +163,16 @@ def ask(
         points=point or [],
         boxes=box or [],
         scribbles=scribble or [],
-        chosen=Chosen(model=model, device=device, url=backend, token=token, ca=ca, insecure_http=insecure_http),
+        chosen=Chosen(
+            model=model,
+            device=device,
+            precision=precision,
+            device_map=device_map,
+            url=backend,
+            token=token,
+            ca=ca,
+            insecure_http=insecure_http,
+        ),
         out=out,
         as_json=as_json,
         quiet=quiet,
@@ -203,14 +216,16 @@ def segment(
     series: Series = None,
     resample: Resample = False,
     model: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A MedSIGHT checkpoint; without it, the built-in medsight-mini.")
+        Path | None, typer.Option(metavar="MODEL", help="A MedSIGHT model, by folder or name; else medsight-mini.")
     ] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="OUT", help="Folder for the results; or a file NAME.nii.gz.")
     ] = DEFAULT_SEGMENT_OUT,
     nifti: Annotated[bool, typer.Option("--nifti", help="Write a NIfTI label map as well.")] = False,
     as_json: Json = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    device_map: DeviceMap = None,
     backend: Server = None,
     token: Token = None,
     ca: Authority = None,
@@ -256,7 +271,16 @@ def segment(
         resample=resample,
         volume=volume,
         slices=slices,
-        chosen=Chosen(model=model, device=device, url=backend, token=token, ca=ca, insecure_http=insecure_http),
+        chosen=Chosen(
+            model=model,
+            device=device,
+            precision=precision,
+            device_map=device_map,
+            url=backend,
+            token=token,
+            ca=ca,
+            insecure_http=insecure_http,
+        ),
         out=out,
         nifti=nifti,
         as_json=as_json,
@@ -274,10 +298,13 @@ def chat(
     series: Series = None,
     resample: Resample = False,
     model: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A MedSIGHT checkpoint; without it, the built-in medsight-mini.")
+        Path | None, typer.Option(metavar="MODEL", help="A MedSIGHT model, by folder or name; else medsight-mini.")
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pictures of /show.")] = DEFAULT_CHAT_OUT,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    device_map: DeviceMap = None,
+    compiled: Compiled = False,
     backend: Server = None,
     token: Token = None,
     ca: Authority = None,
@@ -304,7 +331,17 @@ def chat(
         slice_index=slice_index,
         series=series,
         resample=resample,
-        chosen=Chosen(model=model, device=device, url=backend, token=token, ca=ca, insecure_http=insecure_http),
+        chosen=Chosen(
+            model=model,
+            device=device,
+            precision=precision,
+            device_map=device_map,
+            compiled=compiled,
+            url=backend,
+            token=token,
+            ca=ca,
+            insecure_http=insecure_http,
+        ),
         out=out,
     )
 
@@ -329,13 +366,15 @@ def report(
     series: Series = None,
     resample: Resample = False,
     model: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A MedSIGHT checkpoint; without it, the built-in medsight-mini.")
+        Path | None, typer.Option(metavar="MODEL", help="A MedSIGHT model, by folder or name; else medsight-mini.")
     ] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results.")
     ] = DEFAULT_REPORT_OUT,
     as_json: Json = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    device_map: DeviceMap = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the report only.")] = False,
 ) -> None:
     """Draft a report about a whole scan: what is found, measured and pictured; writes it into --out.
@@ -357,6 +396,7 @@ def report(
     segmentation.dcm and report.dcm (a structured report), for any other segmentation.seg.nrrd.
     """
     from medsight_core.cli.report import run_report
+    from medsight_core.inference.running import Running
 
     run_report(
         scan=scan,
@@ -370,7 +410,7 @@ def report(
         model=model,
         out=out,
         as_json=as_json,
-        device=device,
+        running=Running(device=device, precision=precision, device_map=device_map),
         quiet=quiet,
     )
 
@@ -388,6 +428,9 @@ def info(scan: Scan, series: Series = None, resample: Resample = False, as_json:
     from medsight_core.cli.info import run_info
 
     run_info(scan=scan, series=series, resample=resample, as_json=as_json)
+
+
+app.add_typer(model_commands.app, name="model")
 
 
 @app.command()

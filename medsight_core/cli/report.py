@@ -23,7 +23,9 @@ from medsight_core.cli.ask import timed
 from medsight_core.cli.backends import load_engine
 from medsight_core.cli.group import printable, say
 from medsight_core.cli.prompts import parse_slices
-from medsight_core.errors import CheckpointError, InputError
+from medsight_core.errors import InputError
+from medsight_core.inference.checkpoint import locate
+from medsight_core.inference.running import Running
 
 if TYPE_CHECKING:
     from medsight_core.evidence import Evidence
@@ -48,7 +50,7 @@ def run_report(
     model: Path | None,
     out: Path,
     as_json: bool,
-    device: str,
+    running: Running,
     quiet: bool,
 ) -> None:
     """Runs the command; see `medsight_core.cli.report` for the arguments."""
@@ -60,10 +62,8 @@ def run_report(
     chosen = None if slices is None else parse_slices(slices)
     if not os.path.lexists(scan):
         raise InputError("missing_path", f"There is no file or folder {scan}.", "Check the path.")
-    if model is not None and not model.is_dir():
-        raise CheckpointError(
-            "missing_checkpoint", f"--model takes a folder with a MedSIGHT checkpoint; {model} is not a folder."
-        )
+    if model is not None:
+        locate(model)
     from medsight_core.output.folder import check_folder
 
     check_folder(out)
@@ -78,7 +78,7 @@ def run_report(
         volume = _open(scan, series=series, resample=resample, plane=plane, slices=chosen)
     cut: Plane = plane  # type: ignore[assignment]  # it was cut in that plane, so there is such a plane
     with status("Loading the model", quiet=hush), timed(timings, "load_model"):
-        engine: Any = load_engine(model, device)
+        engine: Any = load_engine(model, running)
         from medsight_core.inference.volumes import VolumeEngine
 
         volumes = VolumeEngine(engine)

@@ -13,20 +13,21 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from medsight_core.errors import CheckpointError
+from medsight_core.inference import checked
 from medsight_core.inference.shapes import declared_shapes, strange_values
+from medsight_core.models import library
 
 ENVIRONMENT: Final = "MEDSIGHT_MODEL"
 """Names the model folder that is used where none is given."""
 
-DEFAULT_NAME: Final = "medsight-mini"
 CONFIG: Final = "config.json"
+ADAPTERS: Final = "adapter_config.json"
 WEIGHTS: Final = "model.safetensors"
 PROCESSOR: Final = ("tokenizer.json", "processor_config.json")
 INDEX: Final = "model.safetensors.index.json"
@@ -60,50 +61,90 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Checkpoint:
-    """A model folder whose files are whole and whose weights are finite.
+class Outline:
+    """A model folder seen from outside: its files are there and as long as their headers say.
 
     Attributes:
         folder: Where it is.
         files: Its weight files.
         config: What ``config.json`` says.
         tensors: Every stored tensor by name.
-        digest: First 16 hexadecimal digits of SHA-256 over the weight files, in the order of `files`.
     """
 
     folder: Path
     files: tuple[Path, ...]
     config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
-    digest: str
 
     @property
     def name(self) -> str:
         """What the model is called."""
-        return self.folder.name
+        return library.name_of(self.folder)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Checkpoint(Outline):
+    """A model folder whose files are whole and whose weights are finite.
+
+    Attributes:
+        digest: First 16 hexadecimal digits of SHA-256 over the weight files, in the order of `files`.
+    """
+
+    digest: str
 
 
 def locate(path: Path | str | None = None) -> Path:
     """The model folder: ``path``, else the one that `ENVIRONMENT` names, else the embedded medsight-mini.
 
+    Args:
+        path: A folder; or, where there is no folder of that name, the name of a model that is kept here, see
+            `medsight_core.models.library`.
+
     Raises:
-        CheckpointError: missing_checkpoint.
+        CheckpointError: missing_checkpoint; not_pulled, not_converted, unknown_model ... for a name.
     """
     if path is not None:
-        folder, remedy = Path(path), "Name a folder with config.json and model.safetensors."
+        asked, remedy = Path(path).as_posix(), "Name a folder with config.json and model.safetensors."
     elif os.environ.get(ENVIRONMENT):
-        folder, remedy = Path(os.environ[ENVIRONMENT]), f"Set {ENVIRONMENT} to a model folder, or unset it."
+        asked, remedy = os.environ[ENVIRONMENT], f"Set {ENVIRONMENT} to a model folder, or unset it."
     else:
-        folder = Path(str(files("medsight_core"))) / "checkpoints" / DEFAULT_NAME
+        asked = str(library.embedded_folder())
         remedy = f"Install MedSIGHT again, or name a model folder with --model or {ENVIRONMENT}."
+    folder = Path(asked)
+    if not folder.exists() and library.is_name(asked):
+        folder = library.find(asked)
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise CheckpointError("missing_checkpoint", f"The model folder {folder} {what}.", remedy)
     return folder.resolve()
 
 
-def open_checkpoint(path: Path | str | None = None) -> Checkpoint:
-    """Checks a model folder from outside in: files, headers, shapes, then every value.
+def open_checkpoint(path: Path | str | None = None, *, anew: bool = False) -> Checkpoint:
+    """Checks a model folder from outside in: files, headers, shapes (see `outline`), then every value.
+
+    The values of a large model that were found whole before are not read again while its files have not changed: see
+    `checked`.
+
+    Args:
+        path: See `locate`.
+        anew: Read them in any case.
+
+    Raises:
+        CheckpointError: What is wrong with it.
+    """
+    seen = outline(path)
+    digest = None if anew else checked.recall(seen.files)
+    if digest is None:
+        reading = hashlib.sha256()
+        for file in seen.files:
+            _read_values(file, {name: t for name, t in seen.tensors.items() if t.file == file}, reading)
+        digest = reading.hexdigest()[:16]
+        checked.remember(seen.files, digest)
+    return Checkpoint(folder=seen.folder, files=seen.files, config=seen.config, tensors=seen.tensors, digest=digest)
+
+
+def outline(path: Path | str | None = None) -> Outline:
+    """Checks a model folder without reading its weights: fast, however large it is.
 
     Args:
         path: See `locate`.
@@ -113,8 +154,13 @@ def open_checkpoint(path: Path | str | None = None) -> Checkpoint:
     """
     folder = locate(path)
     if not (folder / CONFIG).is_file():
+        adapters = (folder / ADAPTERS).is_file()
         raise CheckpointError(
-            "missing_config", f"The model folder {folder} has no {CONFIG}.", "Name a MedSIGHT checkpoint."
+            "missing_config",
+            f"The folder {folder} holds trained adapters and no model." if adapters
+            else f"The model folder {folder} has no {CONFIG}.",
+            "Work them into their model with: medsight merge ADAPTERS --out DIR." if adapters
+            else "Name a MedSIGHT checkpoint.",
         )
     config = _read_json(folder / CONFIG)
     if config.get("model_type") != "medsight":
@@ -134,12 +180,9 @@ def open_checkpoint(path: Path | str | None = None) -> Checkpoint:
     weights = _weight_files(folder)
     tensors: dict[str, StoredTensor] = {}
     for file in weights:
-        tensors |= _read_header(file)
+        tensors |= read_header(file)
     _compare(folder, tensors, declared_shapes(config))
-    digest = hashlib.sha256()
-    for file in weights:
-        _read_values(file, {name: t for name, t in tensors.items() if t.file == file}, digest)
-    return Checkpoint(folder=folder, files=weights, config=config, tensors=tensors, digest=digest.hexdigest()[:16])
+    return Outline(folder=folder, files=weights, config=config, tensors=tensors)
 
 
 def require_tensors(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -223,8 +266,12 @@ def _read_json(file: Path, *, code: str = "damaged_checkpoint") -> dict[str, Any
     return content
 
 
-def _read_header(file: Path) -> dict[str, StoredTensor]:
-    """The table at the beginning of a safetensors file: 8 bytes with its length, then JSON."""
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """The table at the beginning of a safetensors file: 8 bytes with its length, then JSON.
+
+    Raises:
+        CheckpointError: damaged_checkpoint.
+    """
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:

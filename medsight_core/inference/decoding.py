@@ -1,8 +1,9 @@
 """The decode loop: greedy, in slots, one vector kept for each region code.
 
 A text joins the loop with the key/values of its prompt (`prefix`) and leaves it when it ends; in between every step
-gives each text its next token. Texts of different lengths stand side by side padded on the left. What else is in the
-loop changes a text by no more than the rounding of floating-point sums, and a text that is alone in it not at all.
+gives each text its next token. How their key/values lie side by side is `rows`, or `fixed` for a compiled step. What
+else is in the loop changes a text by no more than the rounding of floating-point sums, and a text that is alone in it
+not at all.
 
 `transformers.generate` can return hidden states, but those of every layer at every step, which costs hundreds of
 megabytes where one vector per code is needed. This loop sees the last hidden state anyway, because the word head reads
@@ -15,19 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Final
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache
 
+from medsight_core.inference.fixed import Boards, FixedRows
+from medsight_core.inference.rows import GrowingRows, KeyValues, Rows
 from medsight_core.model import MedSightForConditionalGeneration
-
-ROOM: Final = 64
-"""Tokens that key/values have room for before they are copied to a larger place."""
-
-KeyValues = tuple[tuple[Tensor, Tensor], ...]
-"""Keys and values of each layer, each `(1, heads, length, width)`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -110,6 +106,7 @@ class Slots:
         stop_ids: Tokens that end a text; they are not part of it.
         code_ids: Tokens that are region codes.
         repetition_penalty: Above 1 lowers what was written before; codes too.
+        boards: For steps of fixed shape, where they are compiled.
     """
 
     def __init__(
@@ -119,6 +116,7 @@ class Slots:
         stop_ids: Set[int],
         code_ids: Set[int] = frozenset(),
         repetition_penalty: float = 1.0,
+        boards: Boards | None = None,
     ) -> None:
         self._model = model
         self._stop_ids = stop_ids
@@ -126,10 +124,9 @@ class Slots:
         self._penalty = repetition_penalty
         self._at = model.config.code_state == "at"
         self._texts: list[Text] = []
-        self._rows: list[Text] = []  # those whose key/values are in the cache, by row
-        self._cache: Cache | None = None
-        self._mask: Tensor | None = None
-        self._positions = torch.zeros(0, 1, dtype=torch.long)
+        self._rows: list[Text] = []  # those whose key/values are side by side, by row
+        self._boards = boards
+        self._side_by_side: Rows = GrowingRows(model) if boards is None else FixedRows(boards)
         self._seen: dict[Text, Tensor] = {}
 
     def __len__(self) -> int:
@@ -156,9 +153,8 @@ class Slots:
         if not self._texts:
             return []
         self._arrange()
-        length = self._cache.get_seq_length()
         try:
-            hidden = self._read(length)
+            hidden = self._read()
             for row, text in enumerate(self._rows):
                 if self._at and text._code is not None:
                     text._code = replace(text._code, state=hidden[row])
@@ -166,11 +162,10 @@ class Slots:
             read_on = hidden if len(going) == len(self._rows) else hidden[going]
             steps = self._choose([self._rows[row] for row in going], read_on)
         except BaseException:
-            for layer in self._cache.layers:  # some layers may have taken the token, others not
-                layer.crop(min(0, length - layer.get_seq_length()))
+            self._side_by_side.undo()
             raise
         steps += [(text, _last(text)) for row, text in enumerate(self._rows) if row not in going]
-        self._positions = self._positions + 1
+        self._side_by_side.keep()
         for text in self._rows:
             text._length += 1
         self._tidy()
@@ -196,7 +191,13 @@ class Slots:
 
     def halve(self) -> Slots:
         """Gives the later half of the texts to another loop, so that both need less memory at once."""
-        other = Slots(self._model, stop_ids=self._stop_ids, code_ids=self._code_ids, repetition_penalty=self._penalty)
+        other = Slots(
+            self._model,
+            stop_ids=self._stop_ids,
+            code_ids=self._code_ids,
+            repetition_penalty=self._penalty,
+            boards=self._boards,
+        )
         other._texts = self._texts[len(self._texts) // 2 :]
         for text in other._texts:
             text._place = Prefilled(layers=self._key_values(text), hidden=torch.zeros(0))
@@ -204,18 +205,9 @@ class Slots:
         self._texts = self._texts[: len(self._texts) // 2]
         return other
 
-    def _read(self, length: int) -> Tensor:
-        """Hidden states `(texts, hidden)` of the tokens that the texts end with, behind the ``length`` before."""
-        tokens = torch.tensor([[text._token] for text in self._rows]).to(self._positions.device)
-        out = self._model.model.language_model(
-            input_ids=tokens,
-            attention_mask=None if self._mask is None else self._mask[:, : length + 1],
-            position_ids=self._positions,
-            past_key_values=self._cache,
-            use_cache=True,
-        )
-        hidden: Tensor = out.last_hidden_state[:, -1]
-        return hidden
+    def _read(self) -> Tensor:
+        """Hidden states `(texts, hidden)` of the tokens that the texts end with."""
+        return self._side_by_side.read([text._token for text in self._rows])
 
     def _choose(self, texts: Sequence[Text], hidden: Tensor) -> list[tuple[Text, Step]]:
         """The likeliest next token of each text `(texts, hidden)`."""
@@ -260,29 +252,18 @@ class Slots:
         if self._seen:
             self._seen = {text: seen for text, seen in self._seen.items() if text in self._texts}
         if not self._texts:
-            self._rows, self._cache, self._mask = [], None, None
+            self._rows = []
+            self._side_by_side.clear()
 
     def _arrange(self) -> None:
         """Brings the key/values of all texts together, where texts came or went."""
         if self._rows == self._texts:
             return
-        lengths = [text._length for text in self._texts]
-        longest = max(lengths)
-        parts = [self._key_values(text) for text in self._texts]
-        layers = [
-            RoomyLayer([part[n][0] for part in parts], [part[n][1] for part in parts], longest)
-            for n in range(len(parts[0]))
-        ]
-        device = layers[0].keys.device
-        mask = None
-        if min(lengths) < longest:
-            most = longest + max(text.limit - text.written for text in self._texts) + 1
-            mask = torch.ones(len(lengths), most, dtype=torch.long)
-            for row, length in enumerate(lengths):
-                mask[row, : longest - length] = 0
-            mask = mask.to(device)
-        self._cache, self._mask = Cache(layers=layers), mask
-        self._positions = torch.tensor(lengths, device=device)[:, None]
+        self._side_by_side.arrange(
+            [text._place.layers if isinstance(text._place, Prefilled) else text._place for text in self._texts],
+            [text._length for text in self._texts],
+            [text.limit - text.written for text in self._texts],
+        )
         self._rows = list(self._texts)
         for row, text in enumerate(self._rows):
             text._place = row
@@ -290,53 +271,7 @@ class Slots:
     def _key_values(self, text: Text) -> KeyValues:
         if isinstance(text._place, Prefilled):
             return text._place.layers
-        assert self._cache is not None
-        row = slice(text._place, text._place + 1)
-        return tuple(
-            (layer.keys[row, :, -text._length :], layer.values[row, :, -text._length :]) for layer in self._cache.layers
-        )
-
-
-class RoomyLayer(DynamicLayer):
-    """Key/values that grow in place, in a store with room for some more tokens: `DynamicLayer` copies all at each one.
-
-    Args:
-        keys, values: Of each text `(1, heads, length, width)`.
-        length: Of the longest; the others are padded on the left.
-    """
-
-    def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], length: int) -> None:
-        super().__init__()
-        self.dtype, self.device, self.is_initialized = keys[0].dtype, keys[0].device, True
-        self._stores = [_padded(parts, length, ROOM) for parts in (keys, values)]
-        self._show(length)
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Appends key/values `(texts, heads, new, width)`; gives all there are."""
-        start = self.keys.shape[-2]
-        stop = start + key_states.shape[-2]
-        if stop > self._stores[0].shape[-2]:
-            self._stores = [_padded([shown], start, stop - start + ROOM) for shown in (self.keys, self.values)]
-        for store, states in zip(self._stores, (key_states, value_states), strict=True):
-            store[:, :, start:stop] = states
-        self._show(stop)
-        return self.keys, self.values
-
-    def _show(self, length: int) -> None:
-        self.keys, self.values = (store[:, :, :length] for store in self._stores)
-
-
-def _padded(parts: Sequence[Tensor], length: int, room: int) -> Tensor:
-    """Rows of several batches below each other, ``length`` long, zeros on the left, with room on the right."""
-    _, heads, _, width = parts[0].shape
-    store = parts[0].new_zeros(sum(len(part) for part in parts), heads, length + room, width)
-    row = 0
-    for part in parts:
-        store[row : row + len(part), :, length - part.shape[-2] : length] = part
-        row += len(part)
-    return store
+        return self._side_by_side.key_values(text._place, text._length)
 
 
 def _last(text: Text) -> Step:

@@ -21,11 +21,13 @@ from medsight_core.inference.answering import Answering, Writing
 from medsight_core.inference.checkpoint import Checkpoint, open_checkpoint
 from medsight_core.inference.decoding import Slots, Step, stop_ids
 from medsight_core.inference.features import SliceFeatures
+from medsight_core.inference.fixed import Boards, cuda_compiler
 from medsight_core.inference.inputs import InputMaker, Inputs
 from medsight_core.inference.loading import choose_device, load
 from medsight_core.inference.perceiving import Perceived
 from medsight_core.inference.prefix import Prefixes
 from medsight_core.inference.reply import Reading, Reply, Stopwatch, finish
+from medsight_core.inference.running import Running
 from medsight_core.inference.transcript import Transcript
 from medsight_core.model import ImageFeatures, MedSightForConditionalGeneration, MedSightProcessor
 from medsight_core.regions import Answer, Provenance, Question
@@ -45,7 +47,8 @@ class Engine:
         processor: Of the same checkpoint.
         name: What it is called.
         digest: Of its weights.
-        device: Where it runs.
+        device: Where it runs; None where it is. One that is spread over devices, or has weights of few bits, stays.
+        running: How it was chosen to run, for the provenance of answers.
     """
 
     def __init__(
@@ -56,11 +59,16 @@ class Engine:
         name: str,
         digest: str,
         device: torch.device | None = None,
+        running: Running | None = None,
     ) -> None:
         self.name = name
         self.digest = digest
-        self._device = device or torch.device("cpu")
-        self._model = model.eval().to(self._device)
+        self._running = running or Running()
+        # Images go in at the encoder, and the rest that is no language model is where that is.
+        self._device = device or next(model.model.vision.parameters()).device
+        self._model = model.eval()
+        if self._device != next(model.model.vision.parameters()).device:
+            self._model = self._model.to(self._device)
         self._processor = processor
         self.features = SliceFeatures(model=self._model, processor=processor, device=self._device)
         """Slices that were looked at; shared by all that is asked of this engine."""
@@ -73,6 +81,7 @@ class Engine:
         settings = model.generation_config
         self.stop_ids = stop_ids(settings.eos_token_id, processor.tokenizer.eos_token_id)
         """Tokens that end an answer."""
+        self._boards = Boards(self._model, compiler=cuda_compiler) if self._running.compiled else None
         self._repetition_penalty = float(settings.repetition_penalty or 1.0)
         config = model.config
         longest = getattr(config.text_config, "max_position_embeddings", None)
@@ -108,26 +117,36 @@ class Engine:
         path: Path | str | Checkpoint | None = None,
         *,
         device: str = "auto",
-        dtype: torch.dtype | None = None,
+        precision: str = "auto",
+        device_map: str | None = None,
+        compiled: bool = False,
     ) -> Engine:
         """Opens a checkpoint.
 
         Args:
             path: A model folder, or one that was opened before; None for the embedded medsight-mini, or for the folder
                 that the environment variable MEDSIGHT_MODEL names.
-            device: "auto", "cpu", "cuda", "cuda:1", "mps".
-            dtype: To compute in; None for bfloat16 on CUDA and float32 elsewhere, however the weights are stored.
+            device, precision, device_map, compiled: See `Running`.
 
         Raises:
             CheckpointError: The checkpoint is missing, damaged or of another kind.
-            InputError: There is no such device.
+            InputError: There is no such device, precision or device map.
+            MedSightError: does_not_fit; missing_package.
         """
+        running = Running(device=device, precision=precision, device_map=device_map, compiled=compiled)
+        running.require_packages()
         where = choose_device(device)
+        if compiled and where.type != "cuda":
+            raise InputError(
+                "cannot_compile",
+                f"The decode loop is compiled for CUDA; this model is to run on {where}.",
+                "Leave out --compile.",
+            )
         checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
-        if dtype is None:
-            dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
-        model, processor = load(checkpoint, dtype=dtype)
-        return cls(model=model, processor=processor, name=checkpoint.name, digest=checkpoint.digest, device=where)
+        model, processor = load(checkpoint, running)
+        return cls(
+            model=model, processor=processor, name=checkpoint.name, digest=checkpoint.digest, running=running
+        )
 
     def make_ready(self, question: Question, *, max_new_tokens: int | None = None) -> Inputs:
         """Checks a question and makes it ready to be answered, without any work of the model.
@@ -253,6 +272,7 @@ class Engine:
             stop_ids=self.stop_ids,
             code_ids=self._code_ids,
             repetition_penalty=self._repetition_penalty,
+            boards=self._boards,
         )
 
     def forget(self, volume: Volume) -> None:
@@ -266,6 +286,8 @@ class Engine:
         self.features.clear()
         self.perceived.memory.clear()
         self.prefixes.memory.clear()
+        if self._boards is not None:
+            self._boards.clear()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -325,6 +347,7 @@ class Engine:
             "mask_decoder": config.mask_decoder,
             "device": str(self._device),
             "dtype": str(self._model.dtype).removeprefix("torch."),
+            **({"language_model": self._running.quantized} if self._running.quantized else {}),
         }
 
     def provenance(self, limit: int, watch: Stopwatch, tokens: Mapping[str, int]) -> Provenance:

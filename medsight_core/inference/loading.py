@@ -5,33 +5,77 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from transformers.utils import logging as transformers_logging
 
 from medsight_core.errors import CheckpointError, InputError
 from medsight_core.inference.checkpoint import COPY_AGAIN, Checkpoint, require_tensors
+from medsight_core.inference.precision import attention, compute_dtype, quantization
+from medsight_core.inference.running import Running
+from medsight_core.inference.spreading import memory_here, spread
 from medsight_core.model import MedSightConfig, MedSightForConditionalGeneration, MedSightProcessor
 
 
-def load(checkpoint: Checkpoint, *, dtype: torch.dtype) -> tuple[MedSightForConditionalGeneration, MedSightProcessor]:
-    """Model, on the CPU, and processor of a checkpoint.
+def load(
+    checkpoint: Checkpoint, running: Running | None = None
+) -> tuple[MedSightForConditionalGeneration, MedSightProcessor]:
+    """Model and processor of a checkpoint.
+
+    Weights go from their files, which are mapped into memory and not read into it, to where they are used, one tensor
+    after the other.
 
     Args:
         checkpoint: As `open_checkpoint` gives it.
-        dtype: To compute in, however the weights are stored.
+        running: Where and how precisely; None for the CPU in fp32.
 
     Raises:
         CheckpointError: Configuration, weights and tokenizer do not belong together.
+        InputError: The device is not there, or cannot do what is wanted.
+        MedSightError: does_not_fit; missing_package.
     """
+    running = running or Running(device="cpu")
+    device = choose_device(running.device)
     config = read_config(checkpoint)
     require_tensors(checkpoint, expected_shapes(config))
     processor = read_processor(checkpoint, config)
+    options = placing(config, running, device)
     with quiet_loading():
         model = MedSightForConditionalGeneration.from_pretrained(
-            checkpoint.folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True
+            checkpoint.folder,
+            config=config,
+            dtype=compute_dtype(running, device),
+            use_safetensors=True,
+            local_files_only=True,
+            **options,
         )
-    return model, processor
+    return (model if "device_map" in options else model.to(device)), processor
+
+
+def placing(config: MedSightConfig, running: Running, device: torch.device) -> dict[str, Any]:
+    """What `from_pretrained` is told about devices, weights of few bits, and attention.
+
+    Raises:
+        InputError: The device cannot do what is wanted.
+        MedSightError: does_not_fit; missing_package.
+    """
+    running.require_packages()
+    options: dict[str, Any] = {}
+    if attends := attention(running, device):
+        options["attn_implementation"] = attends
+    small = quantization(running, device)
+    if small is not None:
+        options["quantization_config"] = small
+    if running.device_map is not None:
+        memory = memory_here(device)
+        options["device_map"] = spread(
+            config, memory, dtype=compute_dtype(running, device), quantized=running.quantized
+        )
+    elif small is not None or (device.type != "cpu" and find_spec("accelerate") is not None):
+        options["device_map"] = {"": device}
+    return options
 
 
 def choose_device(name: str) -> torch.device:

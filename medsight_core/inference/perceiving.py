@@ -6,6 +6,7 @@ A further question about a slice, and the answer that draws on it, need nothing 
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -54,4 +55,8 @@ class Perceived:
     def _perceive(self, vision: VisionFeatures, made: Inputs) -> ImageFeatures:
         self.passes += 1
         raster = None if made.raster is None else torch.from_numpy(made.raster)[None].to(vision.grid.device)
-        return self._model.model.perceive(vision, raster)
+        seen = self._model.model.perceive(vision, raster)
+        if self._model.config.mask_decoder == "head":
+            return seen
+        # The perceiver draws from the coarse grid on; its finest pixels are most of what there is to keep.
+        return replace(seen, regions=replace(seen.regions, pixels=seen.regions.pixels[:, :0].clone()))

@@ -143,36 +143,57 @@ def _projectors(config: Mapping[str, Any]) -> Shapes:
 
 
 def _text(config: Mapping[str, Any]) -> Shapes:
-    kinds: Mapping[str, Callable[[Mapping[str, Any]], Shapes]] = {"qwen3": _qwen3}
+    kinds: Mapping[str, Callable[[Mapping[str, Any]], Shapes]] = {
+        "qwen3": lambda text: _decoder(text, norms=True, bias=text["attention_bias"]),
+        "qwen2": lambda text: _decoder(text, bias=True, out_bias=False),
+        "llama": lambda text: _decoder(text, bias=text["attention_bias"], wide_bias=text["mlp_bias"]),
+        "mistral": lambda text: _decoder(text, bias=False),
+    }
     yield from kinds[config["text_config"]["model_type"]](config["text_config"])
 
 
-def _qwen3(text: Mapping[str, Any]) -> Shapes:
-    hidden, wide, head = text["hidden_size"], text["intermediate_size"], text["head_dim"]
-    queries, keys, bias = text["num_attention_heads"] * head, text["num_key_value_heads"] * head, text["attention_bias"]
+def _decoder(
+    text: Mapping[str, Any],
+    *,
+    bias: bool,
+    out_bias: bool | None = None,
+    wide_bias: bool = False,
+    norms: bool = False,
+) -> Shapes:
+    """A decoder as most of today's are: attention with grouped keys, three matrices to widen and narrow."""
+    hidden, wide = text["hidden_size"], text["intermediate_size"]
+    head = text.get("head_dim") or hidden // text["num_attention_heads"]
+    queries, keys = text["num_attention_heads"] * head, text["num_key_value_heads"] * head
     yield "language_model.embed_tokens.weight", (text["vocab_size"], hidden)
     yield "language_model.norm.weight", (hidden,)
     for layer in range(text["num_hidden_layers"]):
         name = f"language_model.layers.{layer}"
         yield f"{name}.input_layernorm.weight", (hidden,)
         yield f"{name}.post_attention_layernorm.weight", (hidden,)
-        yield f"{name}.self_attn.q_norm.weight", (head,)
-        yield f"{name}.self_attn.k_norm.weight", (head,)
+        if norms:
+            yield f"{name}.self_attn.q_norm.weight", (head,)
+            yield f"{name}.self_attn.k_norm.weight", (head,)
         yield from _linear(f"{name}.self_attn.q_proj", queries, hidden, bias)
         yield from _linear(f"{name}.self_attn.k_proj", keys, hidden, bias)
         yield from _linear(f"{name}.self_attn.v_proj", keys, hidden, bias)
-        yield from _linear(f"{name}.self_attn.o_proj", hidden, queries, bias)
-        yield from _linear(f"{name}.mlp.gate_proj", wide, hidden, bias=False)
-        yield from _linear(f"{name}.mlp.up_proj", wide, hidden, bias=False)
-        yield from _linear(f"{name}.mlp.down_proj", hidden, wide, bias=False)
+        yield from _linear(f"{name}.self_attn.o_proj", hidden, queries, bias if out_bias is None else out_bias)
+        yield from _linear(f"{name}.mlp.gate_proj", wide, hidden, wide_bias)
+        yield from _linear(f"{name}.mlp.up_proj", wide, hidden, wide_bias)
+        yield from _linear(f"{name}.mlp.down_proj", hidden, wide, wide_bias)
 
 
 def _vision(config: Mapping[str, Any]) -> Shapes:
-    kinds: Mapping[str, Callable[[Mapping[str, Any]], Shapes]] = {"convnextv2": _convnextv2}
+    kinds: Mapping[str, Callable[[Mapping[str, Any]], Shapes]] = {
+        "convnextv2": _convnextv2,
+        "clip_vision_model": _clip,
+    }
     vision = config["vision_config"]
     yield from kinds[vision["model_type"]](vision)
-    widths, dim = [vision["hidden_sizes"][0], *vision["hidden_sizes"]], config["region_dim"]
-    layers = config["vision_feature_layer"]
+    if "hidden_sizes" in vision:
+        widths = [vision["hidden_sizes"][0], *vision["hidden_sizes"]]
+    else:
+        widths = [vision["hidden_size"]] * (vision["num_hidden_layers"] + 1)
+    dim, layers = config["region_dim"], config["vision_feature_layer"]
     width = sum(widths[layer] for layer in ([layers] if isinstance(layers, int) else layers))
     if width != dim:
         yield from _linear("vision.grid_projection", dim, width)
@@ -184,6 +205,23 @@ def _vision(config: Mapping[str, Any]) -> Shapes:
     if config["use_codebook"]:
         groups = len(config.get("modality_names") or ()) or config["num_code_groups"]
         yield from _linear("codebook.modality_predictor", groups, width)
+
+
+def _clip(vision: Mapping[str, Any]) -> Shapes:
+    width, side, start = vision["hidden_size"], vision["patch_size"], "vision.backbone"
+    yield f"{start}.embeddings.class_embedding", (width,)
+    yield f"{start}.embeddings.patch_embedding.weight", (width, vision["num_channels"], side, side)
+    yield f"{start}.embeddings.position_embedding.weight", ((vision["image_size"] // side) ** 2 + 1, width)
+    yield from _norm(f"{start}.pre_layrnorm", width)  # spelt so by the library
+    for layer in range(vision["num_hidden_layers"]):
+        name = f"{start}.encoder.layers.{layer}"
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            yield from _linear(f"{name}.self_attn.{part}", width, width)
+        yield from _norm(f"{name}.layer_norm1", width)
+        yield from _norm(f"{name}.layer_norm2", width)
+        yield from _linear(f"{name}.mlp.fc1", vision["intermediate_size"], width)
+        yield from _linear(f"{name}.mlp.fc2", width, vision["intermediate_size"])
+    yield from _norm(f"{start}.post_layernorm", width)
 
 
 def _convnextv2(vision: Mapping[str, Any]) -> Shapes:

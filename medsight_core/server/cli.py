@@ -11,8 +11,10 @@ from typing import Annotated, Final
 
 import typer
 
+from medsight_core.cli.backends import Compiled, Device, DeviceMap, Precision
 from medsight_core.cli.group import CommandGroup
 from medsight_core.errors import MedSightError
+from medsight_core.inference.running import Running
 from medsight_core.server.config import ServerConfig
 from medsight_core.server.serving import cache_folder, run_serve
 
@@ -30,7 +32,7 @@ def main() -> None:
 @app.command()
 def serve(
     model: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A MedSIGHT checkpoint; without it, the built-in medsight-mini.")
+        Path | None, typer.Option(metavar="MODEL", help="A MedSIGHT model, by folder or name; else medsight-mini.")
     ] = None,
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where to listen; any but 127.0.0.1 needs a token and TLS.")
@@ -62,7 +64,10 @@ def serve(
     ] = None,
     quota: Annotated[float, typer.Option(metavar="GB", min=0.001, help="How large that folder may become.")] = 20.0,
     waiting: Annotated[int, typer.Option(metavar="N", min=1, max=10_000, help="Questions that may wait.")] = 32,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    device_map: DeviceMap = None,
+    compiled: Compiled = False,
     replicas: Annotated[
         str | None,
         typer.Option(metavar="N", help="Models in processes of their own, with Ray; 1:4 for as many as are needed."),
@@ -95,7 +100,7 @@ def serve(
         run_serve(
             config,
             model=model,
-            device=device,
+            running=Running(device=device, precision=precision, device_map=device_map, compiled=compiled),
             store=store or cache_folder() / "volumes",
             quota_bytes=int(quota * 1e9),
             waiting=waiting,

@@ -27,6 +27,7 @@ from medsight_core.errors import Busy, InputError, MedSightError
 from medsight_core.events import Event, Failed, Progress
 from medsight_core.imaging.volume import Volume
 from medsight_core.inference.checkpoint import open_checkpoint
+from medsight_core.inference.running import Running
 from medsight_core.local_ray import has_cluster, start_ray
 from medsight_core.regions import Question
 from medsight_core.server.replay import Told
@@ -80,7 +81,7 @@ class Replicas:
     Args:
         count: How many.
         model: A checkpoint; None for the built-in one.
-        device: Where each runs; replicas share the GPUs of the machine, or of the cluster.
+        running: How each runs; replicas share the GPUs of the machine, or of the cluster.
         store: Folder of the volumes.
         waiting: Requests that may wait at each.
 
@@ -89,7 +90,7 @@ class Replicas:
         MedSightError: missing_package; replicas_failed: they do not start.
     """
 
-    def __init__(self, *, count: Count, model: Path | None, device: str, store: Path, waiting: int) -> None:
+    def __init__(self, *, count: Count, model: Path | None, running: Running, store: Path, waiting: int) -> None:
         open_checkpoint(model)  # a damaged one is named before anything is started
         serve = _start(count)
         self._digests: WeakKeyDictionary[Volume, str] = WeakKeyDictionary()
@@ -106,12 +107,12 @@ class Replicas:
                     "max_replicas": count.most,
                     "target_ongoing_requests": 4,
                 },
-                ray_actor_options=_resources(count, device),
+                ray_actor_options=_resources(count, running.device),
                 health_check_period_s=5,
                 graceful_shutdown_timeout_s=10,
             )
             self._handle = serve.run(
-                deployment.bind(model=model, device=device, store=store, waiting=waiting),
+                deployment.bind(model=model, running=running, store=store, waiting=waiting),
                 name=_NAME,
                 route_prefix=None,
                 logging_config=_QUIET,
@@ -226,12 +227,12 @@ def _replica_class(serve: Any) -> type:
     class Replica:
         """A process with a model."""
 
-        def __init__(self, *, model: Path | None, device: str, store: Path, waiting: int) -> None:
+        def __init__(self, *, model: Path | None, running: Running, store: Path, waiting: int) -> None:
             from medsight_core.cli.backends import load_engine
             from medsight_core.inference.scheduler import Scheduler
 
             self._store = VolumeStore(store)
-            self._scheduler = Scheduler(load_engine(model, device), waiting=waiting)
+            self._scheduler = Scheduler(load_engine(model, running), waiting=waiting)
             self._threads = ThreadPoolExecutor(max_workers=2 * waiting + 4)
 
         async def info(self) -> Info:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from medsight_core import __version__
+from medsight_core.inference.running import Running
 from medsight_core.server.config import ServerConfig
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def run_serve(
     config: ServerConfig,
     *,
     model: Path | None,
-    device: str,
+    running: Running,
     store: Path,
     quota_bytes: int,
     waiting: int,
@@ -56,7 +57,7 @@ def run_serve(
     check_certificate(config)
     with listen(config) as listener:
         volumes = VolumeStore(store, quota_bytes=quota_bytes)
-        backend = _backend(model, device=device, store=store, waiting=waiting, replicas=replicas)
+        backend = _backend(model, running=running, store=store, waiting=waiting, replicas=replicas)
         try:
             greeting = greeting_of(backend.info(), address_of(config, listener), config)
             app = create_app(backend, config, volumes, Masks())
@@ -67,15 +68,15 @@ def run_serve(
     _say("Stopped.\n")
 
 
-def _backend(model: Path | None, *, device: str, store: Path, waiting: int, replicas: str | None) -> Any:
+def _backend(model: Path | None, *, running: Running, store: Path, waiting: int, replicas: str | None) -> Any:
     """The model: in this process, or in several others."""
     if replicas is not None:
         from medsight_core.server.ray_serve import Count, Replicas
 
-        return Replicas(count=Count.parse(replicas), model=model, device=device, store=store, waiting=waiting)
+        return Replicas(count=Count.parse(replicas), model=model, running=running, store=store, waiting=waiting)
     from medsight_core.cli.backends import load_engine
 
-    engine = load_engine(model, device)
+    engine = load_engine(model, running)
     from medsight_core.inference.scheduler import Scheduler
 
     return Scheduler(engine, waiting=waiting)

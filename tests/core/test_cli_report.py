@@ -30,7 +30,7 @@ CLASSES = ["liver", "spleen", "liver tumor", "aorta"]
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny checkpoint that takes everything for a liver and nothing for anything else."""
     folder = save_tiny(tmp_path_factory.mktemp("models") / "tiny", class_names=CLASSES)
-    changed, _ = load(open_checkpoint(folder), dtype=torch.float32)
+    changed, _ = load(open_checkpoint(folder))
     with torch.no_grad():
         changed.model.perceiver.segmentation_cls_head.class_embed.bias[0] = 40.0
     changed.save_pretrained(folder)

@@ -34,7 +34,7 @@ SLICES, ROWS, COLUMNS = 6, 50, 80
 def checkpoint(folder: Path, bias: float) -> Path:
     """A tiny checkpoint whose class "no object" is never (or, with a positive bias, always) the likeliest."""
     save_tiny(folder)
-    model, _ = load(open_checkpoint(folder), dtype=torch.float32)
+    model, _ = load(open_checkpoint(folder))
     with torch.no_grad():
         model.model.perceiver.segmentation_cls_head.class_embed.bias[-1] = bias
     model.generation_config.max_new_tokens = 12  # it writes gibberish; a little of it will do
@@ -215,7 +215,7 @@ def test_nothing_found_is_an_answer(scan: str, blind: str) -> None:
 def test_that_nothing_was_found_of_what_was_never_taught_says_nothing(scan: str, blind: str, folder: Path) -> None:
     taught = folder / "taught"
     shutil.copytree(blind, taught)
-    model, processor = load(open_checkpoint(taught), dtype=torch.float32)
+    model, processor = load(open_checkpoint(taught))
     with torch.no_grad():  # nothing but the end of the answer is ever written, so nothing is found
         model.lm_head.weight.zero_()
         model.lm_head.weight[processor.tokenizer.eos_token_id] = 1.0

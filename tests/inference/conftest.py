@@ -33,7 +33,7 @@ def scripted(checkpoint: Path) -> Callable[..., Engine]:
     """Makes an engine that writes given texts; everything but the choice of words is the real thing."""
 
     def make(*texts: str, folder: Path = checkpoint) -> Engine:
-        model, processor = load(open_checkpoint(folder), dtype=torch.float32)
+        model, processor = load(open_checkpoint(folder))
         tokenizer = processor.tokenizer
         scripts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         model.lm_head = ScriptedHead(

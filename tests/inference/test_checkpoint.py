@@ -112,6 +112,8 @@ def test_missing_folder_file_instead_of_folder_and_empty_folder(tmp_path: Path) 
     assert "is not a folder" in fails(tmp_path / "file").sentence
     (tmp_path / "empty").mkdir()
     assert fails(tmp_path / "empty").code == "missing_config"
+    (tmp_path / "empty" / "adapter_config.json").write_text("{}")
+    assert "medsight merge" in fails(tmp_path / "empty").remedy
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ NEW = 24
 
 @pytest.fixture(scope="module")
 def model(checkpoint: Path) -> MedSightForConditionalGeneration:
-    return load(open_checkpoint(checkpoint), dtype=torch.float32)[0].eval()
+    return load(open_checkpoint(checkpoint))[0].eval()
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from medsight_core.codes import RegionCode
 from medsight_core.errors import InputError
@@ -140,6 +139,19 @@ def test_a_batch_with_the_perceiver_decoder(tmp_path: Path, options: dict[str, b
     assert sum(len(answer.regions) for answer in alone) > 5
     for answer, single in zip(engine.answer_batch(asked), alone, strict=True):
         same(answer, single)
+
+
+@pytest.mark.parametrize("decoder", ["perceiver", "head"])
+def test_kept_of_a_slice_is_what_its_masks_are_drawn_from(tmp_path: Path, decoder: str) -> None:
+    """The finest pixels for the head; the coarse start for the perceiver, which makes its own."""
+    engine = Engine.from_pretrained(save_tiny(tmp_path / "p", mask_decoder=decoder), device="cpu")
+    asked = questions()[0]
+    first = engine.answer(asked)
+    ((kept, size),) = engine.perceived.memory._kept.values()
+    assert (kept.start is None, kept.regions.pixels.numel() > 0) == (decoder == "head",) * 2
+    assert size > 0
+    same(engine.answer(asked), first)
+    assert engine.perceived.passes == 1
 
 
 def test_joint_masks_come_at_the_end(tmp_path: Path, scripted: Callable[..., Engine]) -> None:
@@ -290,7 +302,7 @@ def test_other_configurations(tmp_path: Path, options: dict[str, object]) -> Non
 
 def test_bfloat16_from_pixels_to_masks(checkpoint: Path) -> None:
     """What CUDA computes in, here on the CPU: every part takes it, clicks and codes included."""
-    engine = Engine.from_pretrained(checkpoint, device="cpu", dtype=torch.bfloat16)
+    engine = Engine.from_pretrained(checkpoint, device="cpu", precision="bf16")
     volume = noise()
     answers = engine.answer_batch(
         [ask_about(volume), ask_about(volume, prompts=(click(volume, 20, 30),))], max_new_tokens=40

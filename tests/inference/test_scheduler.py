@@ -312,9 +312,9 @@ def test_a_batch_that_fails_is_tried_in_parts_until_it_is_known_whose_fault_it_i
     together: list[int] = []
     read = Slots._read
 
-    def poisoned(self: Slots, length: int) -> torch.Tensor:
+    def poisoned(self: Slots) -> torch.Tensor:
         together.append(len(self))
-        hidden = read(self, length)  # it fails behind the model, when key/values have grown already
+        hidden = read(self)  # it fails behind the model, when key/values have grown already
         if len(self) != 3 and any(text.limit == 11 for text in self._rows):
             raise ValueError("no")
         return hidden

@@ -15,7 +15,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -62,7 +61,7 @@ class PacedHead(nn.Module):
 
 def paced_engine(folder: Path, *, pause: float = 0.0, gate: threading.Event | None = None) -> Engine:
     """An engine that takes its time; what it says is what any engine of this checkpoint says."""
-    model, processor = load(open_checkpoint(folder), dtype=torch.float32)
+    model, processor = load(open_checkpoint(folder))
     model.lm_head = PacedHead(model.lm_head, pause=pause, gate=gate)
     return Engine(model=model, processor=processor, name="tiny", digest="0" * 16)
 

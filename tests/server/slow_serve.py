@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 
 import medsight_core.cli.backends
+from medsight_core.inference.running import Running
 from medsight_core.server.cli import app
 from tests.server.running import paced_engine
 
 PAUSE = 0.1
 
 
-def load_paced(model: Path, device: str) -> object:
+def load_paced(model: Path, running: Running) -> object:
     """Takes the place of what loads the model."""
     torch.set_num_threads(1)
     return paced_engine(model, pause=PAUSE)

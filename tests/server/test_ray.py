@@ -19,6 +19,7 @@ from medsight_core.backend import SegmentRequest, Whole
 from medsight_core.client import RemoteBackend
 from medsight_core.errors import CheckpointError, InputError
 from medsight_core.events import Done, Event, Failed, TextDelta
+from medsight_core.inference import running
 from medsight_core.inference.scheduler import Scheduler
 from medsight_core.regions import Question
 from medsight_core.server.ray_serve import Count, Replicas
@@ -28,6 +29,7 @@ from tests.server.running import PATIENCE, Running, asking, data_url, picture, p
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'medsight[ray]'")
 
 CHAT = "/v1/chat/completions"
+CPU = running.Running(device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def replicas(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iter
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("OMP_NUM_THREADS", "1")
         environment.delenv("RAY_ADDRESS", raising=False)
-        backend = Replicas(count=Count(2, 2), model=checkpoint, device="cpu", store=store, waiting=32)
+        backend = Replicas(count=Count(2, 2), model=checkpoint, running=CPU, store=store, waiting=32)
         yield backend
         backend.close()
 
@@ -235,5 +237,5 @@ def test_an_answer_that_nobody_wants_any_more_ends(replicas: Replicas) -> None:
 
 def test_a_missing_model_is_named_before_anything_is_started(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no config\.json"):
-        Replicas(count=Count(1, 1), model=tmp_path, device="cpu", store=tmp_path / "store", waiting=2)
+        Replicas(count=Count(1, 1), model=tmp_path, running=CPU, store=tmp_path / "store", waiting=2)
     assert not (tmp_path / "store").exists()
