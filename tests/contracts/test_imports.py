@@ -24,6 +24,7 @@ CODE = ("medsight_core", "training", "SlicerMedSIGHT", "benchmarks")
 # and everything else without a row.
 MAY_IMPORT: dict[str, set[str]] = {
     "values": set(),
+    "models": {"values"},
     "imaging": {"values"},
     "output": {"values", "imaging"},
     "wire": {"values", "imaging"},
@@ -31,16 +32,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "chat": {"values", "wire"},
     "mrml": {"values", "imaging", "chat"},
     "model": {"values", "imaging"},
-    "inference": {"values", "imaging", "model"},
+    "inference": {"values", "imaging", "model", "models"},
     "server": {"values", "imaging", "wire", "model", "inference", "cli"},
     "batch": {"values", "imaging", "output", "client", "inference", "cli"},
-    "cli": {"values", "imaging", "output", "client", "chat", "model", "inference"},
+    "convert": {"values", "output", "model", "inference", "cli"},
+    "cli": {"values", "imaging", "output", "client", "chat", "models", "model", "inference"},
 }
-TORCH_HALF = {"model", "inference", "server"}
-TRAINING_MAY_IMPORT = {"values", "imaging", "output", "cli", "model", "inference"}
+TORCH_HALF = {"model", "inference", "server", "convert"}
+TRAINING_MAY_IMPORT = {"values", "imaging", "output", "cli", "model", "inference", "convert"}
 
 # What the torch-free half uses where it happens to be installed, and does without where it is not.
-OPTIONAL = {"blosc2", "ray"}
+OPTIONAL = {"blosc2", "ray", "huggingface_hub", "filelock"}
 
 # Distribution -> import name, where they differ.
 IMPORT_NAMES = {"pillow": "PIL", "pylibjpeg-openjpeg": "openjpeg", "simpleitk": "SimpleITK"}
