@@ -1,19 +1,25 @@
 """From a recipe to a model: an untrained one of its own sizes, or one that an earlier stage left."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import logging as transformers_logging
 
 from medsight_core.errors import InputError
+from medsight_core.inference.loading import quiet_loading
 from medsight_core.model import (
     MedSightConfig,
     MedSightForConditionalGeneration,
     MedSightImageProcessor,
     MedSightProcessor,
 )
+from medsight_core.model.perceiver import SegmentationHead
 from medsight_core.model.processing import IMAGE_TOKEN, PROMPT_TOKEN
 from training.tokenizer import build_tokenizer
 
@@ -94,5 +100,74 @@ def open_model(
             raise InputError("bad_switch", f"The model has no setting '{name}'.", "See MedSightConfig.")
         setattr(config, name, value)
     processor.num_visual_tokens = patches + regions * config.use_region_tokens
-    model = MedSightForConditionalGeneration.from_pretrained(folder, config=config, dtype=torch.float32)
+    with quiet():
+        model = MedSightForConditionalGeneration.from_pretrained(folder, config=config, dtype=torch.float32)
     return model, processor
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the library's bars and its report of tensors that are left over (a CLIP's text side) from the terminal."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        with quiet_loading():
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
+def name_classes(
+    model: MedSightForConditionalGeneration, names: list[str], shown: dict[str, list[str]], *, seed: int
+) -> None:
+    """Give an untrained model the classes of the data: new heads that tell them apart, and their names.
+
+    Args:
+        model: as `medsight init` wrote it.
+        names: of the classes.
+        shown: modalities in which the data show each.
+        seed: of the new weights.
+    """
+    torch.manual_seed(seed)
+    model.config.class_names, model.config.class_modalities = names, shown
+    model.config.num_classes = len(names)
+    for head in model.modules():
+        if isinstance(head, SegmentationHead):
+            head.class_embed = nn.Linear(head.class_embed.in_features, len(names) + 1)
+            model._init_weights(head.class_embed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig:
+    """How a large language model is held while it is trained or trained on; the recipe's group `language_model`.
+
+    Attributes:
+        dtype: of its layers, "float32" or "bfloat16"; the tables of words stay float32. 16 bits do for layers that
+            are not trained themselves (stages 1 to 3, and stage 4 with adapters).
+        checkpointing: compute a layer's activations again in the backward pass rather than keep them.
+    """
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    checkpointing: bool = False
+
+
+def hold_language_model(model: MedSightForConditionalGeneration, config: LanguageConfig) -> None:
+    """Apply the settings to a model, in place.
+
+    Raises:
+        InputError: bad_recipe.
+    """
+    if config.dtype not in ("float32", "bfloat16"):
+        raise InputError(
+            "bad_recipe", f"language_model.dtype is {config.dtype!r}.", "Expected float32 or bfloat16."
+        )
+    language = model.model.language_model
+    if config.dtype == "bfloat16":
+        for name, module in language.named_children():
+            if name != "embed_tokens":
+                module.to(torch.bfloat16)
+    if config.checkpointing:
+        # The library's name for it changed within version 5.
+        older = "gradient_checkpointing_enable"
+        enable = getattr(language, "activation_checkpointing_enable", None) or getattr(language, older)
+        enable({"use_reentrant": False})

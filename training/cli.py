@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medsight_core.cli.group import CommandGroup
-from medsight_core.errors import InputError, MedSightError
+from medsight_core.errors import InputError
+from training.extras import needs_extra
+from training.learning import app as learning
 
 if TYPE_CHECKING:
     from training.evaluation.propagation import Labelled
@@ -26,18 +28,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, cls=CommandGroup)
 evaluate = typer.Typer(no_args_is_help=True, help="Measure a model.")
 app.add_typer(evaluate, name="eval")
-
-
-@contextmanager
-def needs_extra(name: str) -> Iterator[None]:
-    """Turns a missing package into a sentence that says which extra of MedSIGHT brings it."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] in {"medsight_core", "training"}:
-            raise  # a defect of ours
-        sentence = f"The package {error.name} is not installed, and this command needs it."
-        raise MedSightError("missing_package", sentence, f"Say: pip install 'medsight[{name}]'.") from error
+app.registered_commands += learning.registered_commands
 
 
 @evaluate.command()
@@ -313,32 +304,3 @@ def _progress(total: int) -> Iterator[Any]:
 
 if __name__ == "__main__":
     app(prog_name="medsight")
-
-
-@app.command()
-def train(
-    stage: Annotated[str, typer.Argument(help="1, 2, 3, 4, 'all', or 'export'.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key.of.recipe=value, any number.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Recipe (YAML), or 'mini'.")] = None,
-    run: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, curves, pictures.")] = Path("runs/mini"),
-    to: Annotated[Path | None, typer.Option(help="For 'export': folder to write the model into.")] = None,
-) -> None:
-    """Train a model in four stages, each resumable: region perceiver, vision to text, codebook, instructions.
-
-    Say the same again to go on after an interruption. Curves: tensorboard --logdir RUN.
-
-    Example: medsight train all --config mini --run runs/mini data.root=data/seg data.volumes=null
-    """
-    with needs_extra("train"):
-        from training.recipe import read_recipe
-        from training.run import Run, export
-    if stage == "export":
-        if to is None:
-            raise InputError("missing_folder", "Export needs a folder to write to.", "Say --to FOLDER.")
-        typer.echo(f"Written to {export(run / 'stage4' / 'last', to)}")
-        return
-    if stage not in ("1", "2", "3", "4", "all"):
-        raise InputError("bad_stage", f"There is no stage '{stage}'.", "Say 1, 2, 3, 4, all or export.")
-    job = Run(read_recipe(config, overrides or []), run, lambda text: typer.echo(text, err=True))
-    for number in (1, 2, 3, 4) if stage == "all" else (int(stage),):
-        typer.echo(f"Trained: {job.stage(number)}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from medsight_core.model import MedSightModel
-from medsight_core.model.vision import VisionFeatures
+from medsight_core.model.vision import VisionFeatures, resize
 from medsight_core.prompt_raster import Mark, draw
 from training.data.augment import Batch
 from training.data.prompts import correct, marks_for
@@ -74,7 +74,8 @@ def go_on(
     """The next prompt of everybody who pointed at something: what the prompt token yields now, corrected by a click."""
     side = batch.images.shape[-1] // 2
     seen = model.perceive(vision, rasters(pointings, side).to(vision.grid.device))
-    guesses = seen.regions.mask_logits[:, -1].float().cpu().numpy() > 0
+    logits = resize(seen.regions.mask_logits[:, -1:].float(), torch.Size((side, side)))
+    guesses = logits[:, 0].cpu().numpy() > 0
     further: list[Pointing | None] = []
     for pointing, guess, masks in zip(pointings, guesses, batch.masks, strict=True):
         if pointing is None or pointing.under is None or pointing.drawn is None:

@@ -17,7 +17,7 @@ from training.clicks import Pointing, go_on, point_at, rasters
 from training.data.augment import Batch, augment
 from training.data.biomedparse import Sample, sampling_weights
 from training.data.conversations import CODE, Conversations, Turn
-from training.losses import segmentation_loss
+from training.losses import at_size, segmentation_loss
 from training.matching import match_images
 
 IGNORE = -100
@@ -115,7 +115,7 @@ class Grounded:
         chosen = rng.choice(len(self.samples), config.images, p=self.weights)
         batch = augment([self.samples[i] for i in chosen], size=config.size, rng=rng, strength=config.strength)
         pointings = point_at(batch, rng, share=config.prompted, misplaced=config.misplaced)
-        vision = model.vision(normalise(batch.images).to(self.model.device))
+        vision = model.vision(normalise(batch.images, self.processor).to(self.model.device))
         if not any(pointings):
             return Scene(batch=batch, pointings=pointings, features=model.perceive(vision))
         if rng.random() < config.refined:
@@ -206,10 +206,15 @@ class Grounded:
         rows, positions = self.model.code_positions(ids)
         states = self.model.code_states(out.last_hidden_state, rows, positions)
         logits = self.model.model.decode_codes(states, features, texts.image.to(device)[rows])
-        seg = segmentation_loss(logits, texts.masks.to(device), bce=self.config.bce, dice=self.config.dice)
+        truth = at_size(texts.masks.to(device), logits.shape[-2:])
+        seg = segmentation_loss(logits, truth, bce=self.config.bce, dice=self.config.dice)
         return out.loss, seg
 
 
-def normalise(images: Tensor) -> Tensor:
-    """0..1 to the encoder's range."""
-    return (images - 0.5) / 0.25
+def normalise(images: Tensor, processor: MedSightProcessor) -> Tensor:
+    """0..1 to the encoder's range, `(batch, 3, height, width)`."""
+    mean, std = (
+        torch.tensor(values, dtype=images.dtype, device=images.device)[:, None, None]
+        for values in (processor.image_processor.image_mean, processor.image_processor.image_std)
+    )
+    return (images - mean) / std

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
+from medsight_core.errors import InputError
 from training import checkpoint
 
 
@@ -72,24 +73,37 @@ class Stage(Protocol):
         """Upkeep after an optimiser step (reviving dead codes); figures to log."""
 
 
-def train(stage: Stage, config: LoopConfig, folder: Path, *, quiet: bool = False) -> Path:
+def train(
+    stage: Stage, config: LoopConfig, folder: Path, *, store: checkpoint.Store | None = None, quiet: bool = False
+) -> Path:
     """Train `stage`, or go on where `folder` holds a checkpoint.
+
+    Args:
+        stage: what is trained, on what.
+        config: how.
+        folder: of checkpoints, curves and pictures.
+        store: what of the model a checkpoint holds; all of it when None.
+        quiet: show no bar.
 
     Returns:
         The folder of the trained model.
 
     Raises:
+        InputError: what is to be trained is held in too few bits, or half of the model is and the loop computes in
+            fp32.
         RuntimeError: when a frozen parameter changed, or the loss is not finite.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
     device = torch.device(pick_device(config.device))
     model = stage.model.to(device)
+    store = store or checkpoint.WholeModel(model)
     trained = freeze(model, stage)
+    check_precision(model, trained, config, device)
     frozen_before = fingerprint(model, trained)
     optimizer = make_optimizer(model, trained, config)
     last = folder / "last"
-    start = int(checkpoint.load(last, model, optimizer)["step"]) if last.exists() else 0
+    start = int(checkpoint.load(last, store, optimizer)["step"]) if last.exists() else 0
     autocast = use_bf16(config.precision, device)
     writer = SummaryWriter(str(folder / "curves"))
     figures: dict[str, list[float]] = defaultdict(list)
@@ -124,14 +138,14 @@ def train(stage: Stage, config: LoopConfig, folder: Path, *, quiet: bool = False
             bar.set_postfix({k: f"{v:.3f}" for k, v in list(means.items())[:4]})
         if (config.validate_every and done % config.validate_every == 0) or done == config.steps:
             model.eval()
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 scores = stage.validate(folder / "pictures", done)
             for name, value in scores.items():
                 writer.add_scalar(f"validation/{name}", value, done)
             bar.write(f"step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
             freeze(model, stage)
         if (config.save_every and done % config.save_every == 0) or done == config.steps:
-            checkpoint.save(last, model, optimizer, {"step": done, "seed": config.seed})
+            checkpoint.save(last, store, optimizer, {"step": done, "seed": config.seed})
     writer.close()
     if fingerprint(model, trained) != frozen_before:
         raise RuntimeError("a frozen parameter changed during training; this is a fault of the stage")
@@ -147,8 +161,29 @@ def freeze(model: nn.Module, stage: Stage) -> set[str]:
         parameter.requires_grad_(name in trained)
     for name, module in model.named_modules():
         own = {f"{name}.{p}" if name else p for p, _ in module.named_parameters()}
-        module.training = not own or bool(own & trained)
+        module.training = not own or bool(own & trained) or getattr(module, "gradient_checkpointing", False)
     return trained
+
+
+def check_precision(model: nn.Module, trained: set[str], config: LoopConfig, device: torch.device) -> None:
+    """Steps of training are too small for weights of 16 bits, and matrices of different types do not multiply.
+
+    Raises:
+        InputError: bad_precision.
+    """
+    small = [name for name, value in model.named_parameters() if value.dtype in (torch.bfloat16, torch.float16)]
+    if wrong := [name for name in small if name in trained]:
+        raise InputError(
+            "bad_precision",
+            f"{len(wrong)} tensors that are to be trained are held in 16 bits, such as {wrong[0]}.",
+            "Leave language_model.dtype at float32 for this stage, or train it with --lora.",
+        )
+    if small and not use_bf16(config.precision, device):
+        raise InputError(
+            "bad_precision",
+            "The language model is held in 16 bits, and the loop computes in fp32.",
+            "Set loop.precision=bf16.",
+        )
 
 
 def fingerprint(model: nn.Module, trained: set[str]) -> dict[str, float]:
@@ -157,14 +192,18 @@ def fingerprint(model: nn.Module, trained: set[str]) -> dict[str, float]:
     modules = {name.rpartition(".")[0] for name in trained}
     frozen = {name: value for name, value in parameters.items() if name not in trained}
     frozen |= {name: value for name, value in model.named_buffers() if name.rpartition(".")[0] not in modules}
-    return {name: float(value.detach().double().abs().sum()) for name, value in frozen.items()}
+    return {name: float(value.detach().abs().sum(dtype=torch.float64)) for name, value in frozen.items()}
 
 
 def make_optimizer(model: nn.Module, trained: set[str], config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW; vectors and embeddings without weight decay."""
+    """AdamW; vectors and tables of words or queries without weight decay."""
+
+    def decays(name: str, parameter: nn.Parameter) -> bool:
+        return parameter.ndim > 1 and not any(table in name for table in ("embed", "queries", "lm_head"))
+
     named = [(n, p) for n, p in model.named_parameters() if n in trained]
-    decay = [p for n, p in named if p.ndim > 1 and "embed" not in n and "queries" not in n]
-    rest = [p for n, p in named if not (p.ndim > 1 and "embed" not in n and "queries" not in n)]
+    decay = [p for n, p in named if decays(n, p)]
+    rest = [p for n, p in named if not decays(n, p)]
     groups = [
         {"params": decay, "weight_decay": config.weight_decay, "lr_scale": 1.0},
         {"params": rest, "weight_decay": 0.0, "lr_scale": 1.0},

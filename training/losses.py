@@ -47,7 +47,7 @@ def class_loss(logits: Tensor, classes: Tensor, *, no_object: float) -> Tensor:
 
 
 def at_size(targets: Tensor, size: torch.Size) -> Tensor:
-    """Soft masks `(masks, h, w)` averaged down to a coarser `size`."""
+    """Soft masks `(masks, h, w)` averaged to `size`; a slightly finer one, as of a ViT's grid, works as well."""
     if targets.shape[-2:] == size or not len(targets):
         return targets if targets.shape[-2:] == size else targets.new_zeros(0, *size)
     return F.adaptive_avg_pool2d(targets[:, None], tuple(size))[:, 0]

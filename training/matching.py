@@ -7,6 +7,7 @@ from torch import Tensor
 
 from medsight_core.model.perceiver import PerceiverOutput
 from training.data.augment import Batch
+from training.losses import at_size
 
 VISIBLE = 0.5
 """Least sum of a soft mask, in pixels, for its target to count as in view."""
@@ -67,7 +68,7 @@ def match_images(
         if not len(visible):
             continue
         names = torch.tensor([classes[batch.samples[i].targets[t].name] for t in visible.tolist()], device=device)
-        truth = masks[visible].to(device)
+        truth = at_size(masks[visible].to(device), regions.mask_logits.shape[-2:])
         rows, columns = match(regions.mask_logits[i, :queries], regions.class_logits[i, :queries], truth, names)
         image.append(torch.full_like(rows, i))
         query.append(rows)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medsight_core.model import MedSightForConditionalGeneration
+from medsight_core.model import MedSightForConditionalGeneration, MedSightProcessor
 from medsight_core.model.modeling import ImageFeatures
 from medsight_core.model.vision import VisionFeatures
 from medsight_core.prompt_raster import Mark, draw
@@ -66,12 +66,14 @@ class RegionPerceiverStage:
         self,
         *,
         model: MedSightForConditionalGeneration,
+        processor: MedSightProcessor,
         config: RegionPerceiverConfig,
         samples: list[Sample],
         validation: list[Sample],
         steps: int,
     ) -> None:
         self.model = model
+        self.processor = processor
         self.config = config
         self.samples = samples
         self.validation = validation
@@ -99,7 +101,7 @@ class RegionPerceiverStage:
         batch = augment([self.samples[i] for i in chosen], size=self.size(step), rng=rng)
         device = self.model.device
         raster, wanted = None, None
-        vision = self.model.model.vision(normalise(batch.images).to(device))
+        vision = self.model.model.vision(normalise(batch.images, self.processor).to(device))
         if rng.random() < self.config.prompt_share:
             raster, wanted = self.prompts(batch, vision, rng)
         features = self.model.model.perceive(vision, raster)
@@ -184,7 +186,7 @@ class RegionPerceiverStage:
         side = self.size(step - 1)
         for start in range(0, len(self.validation), 8):
             batch = augment(self.validation[start : start + 8], size=side, rng=rng, strength=0.0)
-            pixels = normalise(batch.images).to(self.model.device)
+            pixels = normalise(batch.images, self.processor).to(self.model.device)
             vision = self.model.model.vision(pixels)
             regions = self.model.model.perceive(vision).regions
             depth = max((len(m) for m in batch.masks), default=0)
@@ -195,7 +197,7 @@ class RegionPerceiverStage:
                 clicked.append(self.model.model.perceive(vision, raster).regions.mask_logits[:, -1])
             for i, sample in enumerate(batch.samples):
                 for k, target in enumerate(sample.targets):
-                    truth = batch.masks[i][k] > 0.5
+                    truth = at_size(batch.masks[i][k : k + 1], regions.mask_logits.shape[-2:])[0] > 0.5
                     key = sample.dataset, target.name
                     best = int(regions.class_logits[i].float().softmax(-1)[:, self.classes[target.name]].argmax())
                     mask = regions.mask_logits[i, best].float().cpu() > 0

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from medsight_core.model import MedSightForConditionalGeneration
 from training.grounded import Grounded
-from training.losses import class_loss, codebook_losses, segmentation_loss
+from training.losses import at_size, class_loss, codebook_losses, segmentation_loss
 from training.matching import match_images
 from training.validation import answer_samples
+from training.vocabulary import embeddings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ class CodebookStage:
         parts = codebook_losses(quantized, regions, matched)
         masks, classes = codebook.head(quantized.decoded, features.regions.pixels)
         pairs = list(zip(image.tolist(), target.tolist(), strict=True))
-        truth = torch.stack([batch.masks[i][t] for i, t in pairs]).to(masks.device)
+        truth = at_size(torch.stack([batch.masks[i][t] for i, t in pairs]).to(masks.device), masks.shape[-2:])
         names = torch.tensor(
             [grounded.classes[batch.samples[i].targets[t].name] for i, t in pairs], device=masks.device
         )
@@ -138,7 +139,7 @@ class CodebookStage:
             quantized = codebook(features.regions.queries[:, :queries].float(), known)
             masks, classes = codebook.head(quantized.decoded, features.regions.pixels)
             for i, q, t in zip(image.tolist(), query.tolist(), target.tolist(), strict=True):
-                truth = batch.masks[i][t] > 0.5
+                truth = at_size(batch.masks[i][t : t + 1], masks.shape[-2:])[0] > 0.5
                 guess_mask = masks[i, q].cpu() > 0
                 total = int(truth.sum() + guess_mask.sum())
                 masked += 2 * int((truth & guess_mask).sum()) / total if total else 1.0
@@ -169,13 +170,13 @@ class TextToVisionStage:
         ids = torch.tensor(list(self.model.config.code_token_ids))
         self.frozen_rows = torch.ones(self.model.config.text_config.vocab_size, dtype=torch.bool)
         self.frozen_rows[ids] = False
-        self.table = self.model.get_input_embeddings().weight
-        self.table.register_hook(
-            lambda gradient: gradient.masked_fill(self.frozen_rows.to(gradient.device)[:, None], 0.0)
-        )
+        for table in embeddings(self.model):
+            table.register_hook(
+                lambda gradient: gradient.masked_fill(self.frozen_rows.to(gradient.device)[:, None], 0.0)
+            )
 
     def trainable(self, name: str) -> bool:
-        """P_t→v and the table of word embeddings, of which only the codes' rows get a gradient."""
+        """P_t→v and the tables of words, of which only the codes' rows get a gradient."""
         return name.startswith("model.text_to_vision.") or name in (
             "model.language_model.embed_tokens.weight",
             "lm_head.weight",

@@ -15,6 +15,11 @@ CHAT_TEMPLATE = (
 )
 
 
+def region_words(groups: int, codes: int) -> list[str]:
+    """What every tokenizer of MedSIGHT has beside words: the markup of grounded terms, and the region codes."""
+    return [OPEN, CLOSE] + [str(RegionCode(group, index)) for group in range(groups) for index in range(codes)]
+
+
 def build_tokenizer(texts: Iterable[str], *, vocab_size: int, groups: int, codes: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE over `texts`, with region codes that stay visible in decoded text.
 
@@ -24,7 +29,7 @@ def build_tokenizer(texts: Iterable[str], *, vocab_size: int, groups: int, codes
         groups, codes: K and M of the codebook.
     """
     special = ["<pad>", "<|im_start|>", "<|im_end|>", IMAGE_TOKEN, PROMPT_TOKEN]
-    plain = [OPEN, CLOSE] + [str(RegionCode(group, index)) for group in range(groups) for index in range(codes)]
+    plain = region_words(groups, codes)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

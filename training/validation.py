@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from training.grounded import Grounded
+from training.losses import at_size
 from training.pictures import overlay_sheet
 
 Scores = dict[tuple[str, str], list[float]]
@@ -55,7 +56,8 @@ def answer_samples(
         logits = model.model.decode_codes(states, features, texts.image.to(device)[rows]).float().cpu()
         turns = [(i, turn) for i, of_image in enumerate(asked) for turn in of_image]
         spoken = [(i, turn, t) for i, turn in turns for t in turn.targets]
-        for (i, turn, t), mask, truth in zip(spoken, logits > 0, texts.masks > 0.5, strict=True):
+        truths = at_size(texts.masks, logits.shape[-2:]) > 0.5
+        for (i, turn, t), mask, truth in zip(spoken, logits > 0, truths, strict=True):
             sample = batch.samples[i]
             total = int(mask.sum() + truth.sum())
             value = 2 * int((mask & truth).sum()) / total if total else 1.0

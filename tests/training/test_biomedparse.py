@@ -152,3 +152,18 @@ def test_the_built_in_model_says_what_was_shown_in_which() -> None:
     assert list(shown) == config["class_names"]
     assert all(modalities and set(modalities) <= set(config["modality_names"]) for modalities in shown.values())
     assert shown["liver"] == ["CT"] and shown["optic disc"] == ["Fundus"]
+
+
+def test_pictures_of_another_shape_are_letterboxed_with_their_masks(root: Path) -> None:
+    wide = np.zeros((SIDE, 2 * SIDE, 3), np.uint8)
+    wide[4:12, 8:24] = 250
+    Image.fromarray(wide).save(root / "wide.png")
+    Image.fromarray(wide[..., 0]).save(root / "wide_mask.png")
+    (root / "manifest.jsonl").write_text(json.dumps(row("wide.png", "liver", "wide_mask.png")))
+    (sample,) = load_samples(root, split="train", manifests=("manifest.jsonl",), size=64)
+    assert sample.image.shape == (64, 64, 3) and sample.targets[0].mask.shape == (64, 64)
+    rows, columns = np.nonzero(sample.targets[0].mask)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (24, 39, 16, 47)
+    assert (sample.image[sample.targets[0].mask] > 120).all()
+    (as_it_is,) = load_samples(root, split="train", manifests=("manifest.jsonl",))
+    assert as_it_is.image.shape == wide.shape

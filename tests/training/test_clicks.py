@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from medsight_core.model import MedSightForConditionalGeneration
+from medsight_core.model import MedSightForConditionalGeneration, MedSightProcessor
 from tests.training import toy
 from training.build import new_model, new_processor
 from training.clicks import go_on, point_at, rasters
@@ -21,12 +21,18 @@ def batch(tmp_path_factory: pytest.TempPathFactory) -> Batch:
     return augment(load_samples(data, split="train"), size=toy.SIDE, rng=np.random.default_rng(0), strength=0.0)
 
 
+RECIPE = toy.toy_recipe(Path("nowhere"))
+CONFIG = RECIPE["model"] | {"class_names": ["disc", "square"]}
+
+
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> MedSightForConditionalGeneration:
-    recipe = toy.toy_recipe(Path("nowhere"))
-    config = recipe["model"] | {"class_names": ["disc", "square"]}
-    processor = new_processor(recipe["input"], config, ["a square and a disc"] * 5)
-    return new_model(config, processor, seed=0).eval()
+def processor() -> MedSightProcessor:
+    return new_processor(RECIPE["input"], CONFIG, ["a square and a disc"] * 5)
+
+
+@pytest.fixture(scope="module")
+def model(processor: MedSightProcessor) -> MedSightForConditionalGeneration:
+    return new_model(CONFIG, processor, seed=0).eval()
 
 
 def test_a_share_of_the_images_is_pointed_at(batch: Batch) -> None:
@@ -43,11 +49,13 @@ def test_rasters_are_empty_where_nothing_was_drawn(batch: Batch) -> None:
     assert drawn.tolist() == [pointing is not None for pointing in pointings]
 
 
-def test_the_next_step_carries_the_answer_and_a_click(batch: Batch, model: MedSightForConditionalGeneration) -> None:
+def test_the_next_step_carries_the_answer_and_a_click(
+    batch: Batch, model: MedSightForConditionalGeneration, processor: MedSightProcessor
+) -> None:
     """Prompts at nothing stay as they are; the others send what the model answered and mean what they did."""
     rng = np.random.default_rng(2)
     first = point_at(batch, rng, share=1.0, misplaced=0.3)
-    vision = model.model.vision(normalise(batch.images))
+    vision = model.model.vision(normalise(batch.images, processor))
     next_ones = go_on(model.model, vision, batch, first, rng)
     with torch.no_grad():
         seen = model.model.perceive(vision, rasters(first, 32)).regions.mask_logits[:, -1] > 0

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from medsight_core.geometry import GridTransform
+
 GENERIC = frozenset({"tumor", "lesion"})
 """Targets that repeat the mask of a more precise one (BiomedParse writes both, so that either word finds it)."""
 
@@ -56,7 +58,12 @@ class Sample:
 
 
 def load_samples(
-    root: Path, *, split: str, manifests: Sequence[str] = ("manifest.jsonl", "negatives.jsonl"), workers: int = 2
+    root: Path,
+    *,
+    split: str,
+    manifests: Sequence[str] = ("manifest.jsonl", "negatives.jsonl"),
+    size: int | None = None,
+    workers: int = 2,
 ) -> list[Sample]:
     """Read a split into memory.
 
@@ -64,6 +71,8 @@ def load_samples(
         root: folder of the manifests; paths in them are relative to it.
         split: "train" or "test".
         manifests: files to read; those that do not exist are passed over, except the first.
+        size: side of the square that images are letterboxed to; None leaves them as they are, which must then all be
+            squares of one size.
         workers: threads that decode images.
 
     Raises:
@@ -79,10 +88,10 @@ def load_samples(
             if row["split"] == split:
                 rows[row["image"]].append(row)
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(lambda item: read_sample(root, *item), sorted(rows.items())))
+        return list(pool.map(lambda item: read_sample(root, *item, size=size), sorted(rows.items())))
 
 
-def read_sample(root: Path, image: str, rows: list[dict[str, Any]]) -> Sample:
+def read_sample(root: Path, image: str, rows: list[dict[str, Any]], *, size: int | None = None) -> Sample:
     """One image and its masks; masks that are equal become one target with several names."""
     first = rows[0]
     names: dict[bytes, list[str]] = defaultdict(list)
@@ -94,12 +103,17 @@ def read_sample(root: Path, image: str, rows: list[dict[str, Any]]) -> Sample:
         key = mask.tobytes()
         masks[key] = mask
         names[key].append(row["target"])
+    pixels = np.asarray(Image.open(root / image).convert("RGB"))
+    if size is not None and pixels.shape[:2] != (size, size):
+        fit = GridTransform.letterbox(pixels.shape[:2], (size, size))
+        pixels = fit.image(pixels)
+        masks = {key: fit.image(mask.astype(np.float32)) > 0.5 for key, mask in masks.items()}
     targets = [
         Target(names=tuple(sorted(words, key=lambda w: (w in GENERIC, w))), mask=masks[key])
         for key, words in names.items()
     ]
     return Sample(
-        image=np.asarray(Image.open(root / image).convert("RGB")),
+        image=pixels,
         targets=tuple(sorted(targets, key=lambda t: t.name)),
         dataset=first["dataset"],
         modality=first["modality"],
