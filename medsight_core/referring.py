@@ -231,6 +231,11 @@ def _one(words: Sequence[str], known: Sequence[str]) -> Reference | None:
     return None if head_only is None else _reference(*head_only, words)
 
 
+def _is_number(word: str) -> bool:
+    """Whether a word is a number in digits, of a size that can be meant; "²" is a digit too, and no number."""
+    return word.isdecimal() and len(word) <= 6
+
+
 def _head(words: Sequence[str], known: Sequence[str]) -> tuple[Named, tuple[Selector, ...]] | None:
     """The noun and what ranks it: "second largest polyp"."""
     count: int | None = None
@@ -245,7 +250,7 @@ def _head(words: Sequence[str], known: Sequence[str]) -> tuple[Named, tuple[Sele
             if rank is None and count is not None:
                 rank = Ranked(by="size")
             return named, place if rank is None else (*place, replace(rank, count=count, skip=skip))
-        if word in _NUMBERS or word.isdigit():
+        if word in _NUMBERS or _is_number(word):
             count = _NUMBERS.get(word) or max(1, int(word))
         elif word in _ORDINALS:
             skip = _ORDINALS[word]
@@ -319,13 +324,13 @@ def _reference(named: Named, selectors: Sequence[Selector], head: Sequence[str])
 def _bare(words: Sequence[str]) -> str:
     """A phrase without what ranks it."""
     ranks = {*ARTICLES, *_NUMBERS, *_ORDINALS, *_LARGEST, *_SMALLEST, *_DIRECTIONS, "most"} - {"left", "right"}
-    at = next((at for at, word in enumerate(words) if word not in ranks and not word.isdigit()), len(words))
+    at = next((at for at, word in enumerate(words) if word not in ranks and not _is_number(word)), len(words))
     return " ".join(words[at:])
 
 
 def _is_plural(words: Sequence[str]) -> bool:
     many = {"all", "every", "each", "both", "everything", *list(_NUMBERS)[1:]}
-    if many.intersection(words) or any(word.isdigit() and word != "1" for word in words):
+    if many.intersection(words) or any(_is_number(word) and word != "1" for word in words):
         return True
     last = words[-1] if words else ""
     return last.endswith("s") and not last.endswith(("ss", "us", "is", "pancreas"))

@@ -53,11 +53,11 @@ def override_value(recipe: dict[str, Any], override: str) -> None:
     place: Any = recipe
     *path, last = key.split(".")
     for part in path:
-        part_key = int(part) if part.isdigit() else part
+        part_key = int(part) if part.isdecimal() else part
         place = place.setdefault(part_key, {})
         if not isinstance(place, dict):
             raise InputError("bad_override", f"'{key}' leads through '{part}', which is not a group of the recipe.")
-    place[int(last) if last.isdigit() else last] = yaml.safe_load(value)
+    place[int(last) if last.isdecimal() else last] = yaml.safe_load(value)
 
 
 def configure(kind: type[Config], values: dict[str, Any] | None) -> Config:

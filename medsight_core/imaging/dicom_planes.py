@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -102,7 +103,7 @@ def _plane(header: Header, index: int, places: list[Dataset]) -> Plane:
         slope=slope,
         intercept=intercept,
         window=next(filter(None, map(_window, places)), None),
-        instance=int(instance) if instance.lstrip("-").isdigit() else 0,
+        instance=int(instance) if re.fullmatch(r"-?[0-9]{1,12}", instance) else 0,
     )
 
 

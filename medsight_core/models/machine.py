@@ -96,7 +96,7 @@ def parse_gpus(text: str) -> tuple[Gpu, ...]:
     found = []
     for line in text.splitlines():
         fields = [field.strip() for field in line.split(",")]
-        if len(fields) < 4 or not (fields[0].isdigit() and fields[2].isdigit() and fields[3].isdigit()):
+        if len(fields) < 4 or not (fields[0].isdecimal() and fields[2].isdecimal() and fields[3].isdecimal()):
             continue
         major, dot, minor = (fields[4] if len(fields) > 4 else "").partition(".")
         found.append(
@@ -105,7 +105,7 @@ def parse_gpus(text: str) -> tuple[Gpu, ...]:
                 name=fields[1],
                 bytes=int(fields[2]) * 2**20,
                 free=int(fields[3]) * 2**20,
-                capability=(int(major), int(minor)) if dot and major.isdigit() and minor.isdigit() else None,
+                capability=(int(major), int(minor)) if dot and major.isdecimal() and minor.isdecimal() else None,
             )
         )
     return tuple(found)
@@ -133,7 +133,7 @@ def _gpus() -> tuple[Gpu, ...]:
 def _visible(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
     """Those that ``CUDA_VISIBLE_DEVICES`` leaves, where it names them by number."""
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    if not named or not all(name.isdigit() for name in named):
+    if not named or not all(name.isdecimal() for name in named):
         return gpus
     return tuple(gpu for name in named for gpu in gpus if gpu.index == int(name))
 
@@ -181,7 +181,7 @@ def _limit(root: Path = Path("/sys/fs/cgroup")) -> tuple[int, int] | None:
     ):
         try:
             said = (root / limit).read_text(encoding="ascii").strip()
-            if not said.isdigit():
+            if not said.isdecimal():
                 return None
             told = dict(line.split() for line in (root / stat).read_text(encoding="ascii").splitlines())
             files = int(told.get("inactive_file", told.get("total_inactive_file", 0)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from medsight_core.errors import InputError
@@ -121,6 +121,8 @@ def test_what_is_not_known_survives_the_way_between_processes() -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(st.text(max_size=60) | st.lists(st.sampled_from(WORDS)))
+@example("²")
+@example("the " + "9" * 5000 + " largest lesions")
 def test_any_text_is_understood_somehow(text: str | list[str]) -> None:
     said = text if isinstance(text, str) else " ".join(text)
     understood = understand(said, TAUGHT)
