@@ -76,6 +76,14 @@ def clean(text: object) -> str:
     return _UNSEEN.sub("", _BREAKS.sub("\n", words))
 
 
+def written(w: Any) -> str:
+    """What stands in a line or a cell; "" where half of a character is left of one that was deleted."""
+    try:
+        return clean(val(w.text))
+    except (UnicodeError, SystemError):
+        return ""
+
+
 def path_of(chosen: Any) -> str:
     """The path that a file dialog returned, which some bindings return with its filter; "" where none was chosen."""
     return str(chosen[0] if isinstance(chosen, tuple | list) else chosen or "")

@@ -10,12 +10,13 @@ from medsight_core.client.address import Address
 from medsight_core.client.dicomweb import Archive
 from medsight_core.errors import InputError, MedSightError
 
-from ._qt import clean, path_of, qt, val
+from ._qt import clean, path_of, qt, written
 from .connection import worded
 from .labels import inked, window_theme, words_label
 from .settings import Store
+from .words import _
 
-WHAT: Final = (
+WHAT: Final = _(
     "A DICOM Segmentation carries the patient's name and number and the UIDs of the study, as the images do, so that "
     "the archive can put it beside them. It goes to this archive alone, and only when you press Send."
 )
@@ -36,19 +37,19 @@ class ArchiveBox:
     def __init__(self, parent: Any, settings: Store) -> None:
         self._settings = settings
         self._callback: Callable[[], Any] = lambda: None
-        self.widget = qt.QGroupBox("DICOM archive (DICOMweb)", parent)
-        self.url = self._edit("https://pacs.hospital.example/dicom-web", "Where DICOMweb begins")
-        self.user = self._edit("None", "Leave it empty where the archive wants a token")
-        self.secret = self._edit("None", "Forgotten when this dialog is closed")
+        self.widget = qt.QGroupBox(_("DICOM archive (DICOMweb)"), parent)
+        self.url = self._edit("https://pacs.hospital.example/dicom-web", _("Where DICOMweb begins"))
+        self.user = self._edit(_("None"), _("Leave it empty where the archive wants a token"))
+        self.secret = self._edit(_("None"), _("Forgotten when this dialog is closed"))
         self.secret.setEchoMode(qt.QLineEdit.Password)
-        self.ca = self._edit("The public ones", "File (PEM) with the certificate that is trusted, and no other")
+        self.ca = self._edit(_("The public ones"), _("File (PEM) with the certificate that is trusted, and no other"))
         self._browse = qt.QPushButton("…", self.widget)
-        self._browse.setAccessibleName("Choose a file with a certificate")
+        self._browse.setAccessibleName(_("Choose a file with a certificate"))
         self._browse.setMaximumWidth(36)
         self._browse.setAutoDefault(False)
         self._browse.clicked.connect(lambda *a: self._choose_ca())
-        self.insecure = qt.QCheckBox("Send it unencrypted (http) on this network", self.widget)
-        self.insecure.setToolTip("Everyone on the way can read it. Only for a network that is itself trusted.")
+        self.insecure = qt.QCheckBox(_("Send it unencrypted (http) on this network"), self.widget)
+        self.insecure.setToolTip(_("Everyone on the way can read it. Only for a network that is itself trusted."))
         self.insecure.toggled.connect(lambda *a: self._show())
         self.note = words_label(self.widget, "MedSIGHTArchiveNote")
         self._arrange()
@@ -70,7 +71,7 @@ class ArchiveBox:
         try:
             return self._address().name
         except MedSightError:
-            return "the archive"
+            return _("the archive")
 
     def archive(self) -> Archive:
         """The archive that was named; it is remembered, but for the password.
@@ -81,7 +82,7 @@ class ArchiveBox:
         found = Archive(
             address=self._address(),
             user=_text(self.user),
-            secret=str(val(self.secret.text)),
+            secret=written(self.secret),
             ca=Path(_text(self.ca)) if _text(self.ca) else None,
         )
         self._settings.put(_KEPT, {"url": _text(self.url), "user": found.user, "ca": _text(self.ca)})
@@ -89,7 +90,7 @@ class ArchiveBox:
 
     def _address(self) -> Address:
         if not _text(self.url):
-            raise InputError("no_address", "No archive was named.", "Type its address.")
+            raise InputError("no_address", _("No archive was named."), _("Type its address."))
         return Address.parse(_text(self.url).rstrip("/"), insecure_http=bool(self.insecure.isChecked()))
 
     def _wrong(self) -> MedSightError | None:
@@ -118,10 +119,10 @@ class ArchiveBox:
         form = qt.QGridLayout(self.widget)
         form.setColumnStretch(1, 1)
         rows = (
-            ("Address", self.url),
-            ("Name", self.user),
-            ("Password or token", self.secret),
-            ("Certificate", self.ca),
+            (_("Address"), self.url),
+            (_("Name"), self.user),
+            (_("Password or token"), self.secret),
+            (_("Certificate"), self.ca),
         )
         for row, (name, field) in enumerate(rows):
             label = qt.QLabel(name, self.widget)
@@ -139,18 +140,18 @@ class ArchiveBox:
             field.setText(clean(kept.get(name, "") if isinstance(kept.get(name, ""), str) else ""))
 
     def _choose_ca(self) -> None:
-        filter_ = "Certificates (*.pem *.crt *.cer);;All (*)"
-        chosen = path_of(qt.QFileDialog.getOpenFileName(self.widget, "Certificate", _text(self.ca), filter_))
+        filter_ = _("Certificates (*.pem *.crt *.cer);;All (*)")
+        chosen = path_of(qt.QFileDialog.getOpenFileName(self.widget, _("Certificate"), _text(self.ca), filter_))
         if chosen:
             self.ca.setText(clean(chosen))
 
 
 def _text(edit: Any) -> str:
-    return str(val(edit.text)).strip()
+    return written(edit).strip()
 
 
 def _worded(error: MedSightError) -> str:
     """What is wrong, in the words of this dialog."""
     if error.code == "insecure_http":
-        return "http:// would send the patient's name unencrypted, for everyone on the way to read. Use https://."
+        return _("http:// would send the patient's name unencrypted, for everyone on the way to read. Use https://.")
     return str(worded(error))

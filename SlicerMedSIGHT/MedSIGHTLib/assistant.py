@@ -25,9 +25,10 @@ from medsight_core.mrml.sources import FileOf
 from .case import Case
 from .chores import Begin
 from .shown import GREY
+from .words import _
 
 FIRST_VIEW: Final = "Red"
-NO_VOLUME: Final = "Choose a scan to ask about."
+NO_VOLUME: Final = _("Choose a scan to ask about.")
 
 
 class Assistant:
@@ -99,7 +100,7 @@ class Assistant:
             if not case.alive:
                 del self._cases[node_id]
                 if case is self._case:
-                    self._case, self._notice = None, "The scan was removed from the scene."
+                    self._case, self._notice = None, _("The scan was removed from the scene.")
         if self._state() != before:
             self._changed()
         return more
@@ -267,7 +268,7 @@ class Assistant:
     def check_export(self, format: export.Format) -> tuple[export.Note, ...]:
         """What would fail or be lost in an export."""
         if self._case is None or self._case.segments is None:
-            return (export.Note(stops=True, sentence="There is nothing to export.", remedy=NO_VOLUME),)
+            return (export.Note(stops=True, sentence=_("There is nothing to export."), remedy=NO_VOLUME),)
         return export.check(self._case.segments, self._case.node, format, self._file_of)
 
     def export(self, format: export.Format, path: Path) -> Path:
@@ -277,7 +278,7 @@ class Assistant:
             MedSightError: See `mrml.export.export`.
         """
         if self._case is None or self._case.segments is None:
-            raise InputError("nothing_to_export", "There is nothing to export.", NO_VOLUME)
+            raise InputError("nothing_to_export", _("There is nothing to export."), NO_VOLUME)
         model, digest = self.model
         return export.export(
             self._case.segments, self._case.node, format, path, self._file_of, model=model, digest=digest
@@ -298,7 +299,7 @@ class Assistant:
         if anywhere:
             return case.reading().outline.middle
         raise InputError(
-            "no_slice_shown", "No slice view shows a part of this scan.", "Scroll to the slice that you mean."
+            "no_slice_shown", _("No slice view shows a part of this scan."), _("Scroll to the slice that you mean.")
         )
 
     def _views(self, case: Case) -> Sequence[Any]:

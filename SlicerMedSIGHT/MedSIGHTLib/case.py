@@ -21,6 +21,7 @@ from medsight_core.mrml.volumes import Header, Reading, reading_of
 
 from .chores import Begin, Chores
 from .shown import Shown
+from .words import _
 
 UNKNOWN: Final = "unknown"
 """The modality of a scan of which nothing says what it is."""
@@ -134,8 +135,8 @@ class Case:
         if not marks and not stroke.prompt.positive:
             raise InputError(
                 "nothing_to_refine",
-                "There is nothing yet that this could be taken away from.",
-                "Point at the structure itself first.",
+                _("There is nothing yet that this could be taken away from."),
+                _("Point at the structure itself first."),
             )
         self._run(self.conversation.mark(stroke, refine=refine), goes_on=bool(marks))
 
@@ -188,7 +189,7 @@ class Case:
         if self._worker is not None:
             self._worker.cancel()
             self._worker = None
-            self.conversation.take(Failed("stopped", "The scan was closed."))
+            self.conversation.take(Failed("stopped", _("The scan was closed.")))
 
     def flush(self) -> None:
         """Puts the conversation into the scene now, as before the scene is saved."""
@@ -202,7 +203,7 @@ class Case:
     def _look(self) -> None:
         """Looks whether the volume is still the one that was read."""
         if not self.alive:
-            raise InputError("no_volume", "The scan was removed from the scene.", "Choose another one.")
+            raise InputError("no_volume", _("The scan was removed from the scene."), _("Choose another one."))
         now, before = reading_of(self.node, self._known()), self._reading
         if before is not None and now.state == before.state:
             return
@@ -212,9 +213,11 @@ class Case:
             self._restore(now)
         elif frame.shape != before.outline.require_frame().shape or not frame.is_close(before.outline.require_frame()):
             self._part()
-            self.notice = "The scan has been cropped, resampled or moved since, so a new conversation begins."
+            self.notice = _("The scan has been cropped, resampled or moved since, so a new conversation begins.")
         elif now.state[0] != before.state[0] and self.conversation.turns:
-            self.notice = "The scan has been changed since the last answer; earlier findings are of what it was before."
+            self.notice = _(
+                "The scan has been changed since the last answer; earlier findings are of what it was before."
+            )
 
     def _restore(self, reading: Reading) -> None:
         """Goes on with what the scene remembers."""
@@ -224,7 +227,7 @@ class Case:
                 self.conversation = from_json(json.loads(text), reading.outline)
                 keys = [finding.key for finding in self.conversation.findings]
         except ValueError:
-            self.notice = "The conversation that was saved with this scan cannot be read; a new one begins."
+            self.notice = _("The conversation that was saved with this scan cannot be read; a new one begins.")
         except MedSightError as error:
             self.notice = str(error)
         self._remembered = (*self.conversation.turns, reading)
@@ -273,7 +276,7 @@ class Case:
         if self._worker is not None:
             self._worker.cancel()
             self._worker = None
-        self.conversation.take(Failed("stopped", "Another mark was made."))
+        self.conversation.take(Failed("stopped", _("Another mark was made.")))
 
     def _take(self, event: Event) -> None:
         turn = self.conversation.take(event)
@@ -283,7 +286,9 @@ class Case:
             self._worker = None
             if self._goes_on and isinstance(event, Failed) and not turn.findings:
                 self.conversation.undo()
-                self.notice = f"{event.sentence} {event.remedy}".strip() + " The structure is as it was before."
+                self.notice = " ".join(
+                    filter(None, (event.sentence, event.remedy, _("The structure is as it was before.")))
+                )
             self._remember()
         if isinstance(event, RegionFound | Done | Failed):
             self._show()

@@ -22,6 +22,7 @@ from .page import Page
 from .question import Question
 from .theme import theme_of
 from .transcript import RETRY, Transcript, key_of, one_line, suggestion_of
+from .words import _
 
 LEAST_WAIT: Final = 0.05
 """Seconds between two looks at an answer that is being written."""
@@ -59,20 +60,22 @@ class ChatPanel:
         self.widget = qt.QWidget()
         self.widget.setObjectName("MedSIGHTChat")
         self._banner = self._make_banner()
-        self._undo = self._tool("&Undo", "Take the last step back", lambda *a: self._do(self._host.undo))
-        self._redo = self._tool("&Redo", "Make the step again", lambda *a: self._do(self._host.redo))
+        self._undo = self._tool(_("&Undo"), _("Take the last step back"), lambda *a: self._do(self._host.undo))
+        self._redo = self._tool(_("&Redo"), _("Make the step again"), lambda *a: self._do(self._host.redo))
         self._more = self._make_more()
         self.browser = self._make_browser()
         self._page = Page(self.browser)
         self._notice = self._make_notice()
         self._question = Question(self.widget, send=self.send, asked=self._asked, changed=self._enable, say=self.say)
         self.edit = self._question.widget
-        self._whole = qt.QCheckBox("&Whole volume", self.widget)
-        self._whole.setToolTip("Ask about all slices, not only about the one that is shown")
+        self._whole = qt.QCheckBox(_("&Whole volume"), self.widget)
+        self._whole.setToolTip(_("Ask about all slices, not only about the one that is shown"))
         self._whole.toggled.connect(lambda *a: self._prompt())
         self._suggest = self._make_suggest()
-        self._ask = self._button("&Ask", "Ask (Enter)", lambda *a: self.send())
-        self._stop = self._button("&Stop", "Stop the answer (Esc); what there is of it stays", lambda *a: self.stop())
+        self._ask = self._button(_("&Ask"), _("Ask (Enter)"), lambda *a: self.send())
+        self._stop = self._button(
+            _("&Stop"), _("Stop the answer (Esc); what there is of it stays"), lambda *a: self.stop()
+        )
         self._escape = qt.QShortcut(qt.QKeySequence("Escape"), self.widget)
         self._escape.setContext(qt.Qt.WidgetWithChildrenShortcut)
         self._escape.activated.connect(lambda *a: self.stop())
@@ -199,23 +202,23 @@ class ChatPanel:
         self._copy("" if last is None else last.text)
 
     def _save(self) -> None:
-        kinds = "Markdown (*.md);;All files (*)"
-        path = self._choose(self.widget, "Save the conversation", "medsight-conversation.md", kinds)
+        kinds = _("Markdown (*.md);;All files (*)")
+        path = self._choose(self.widget, _("Save the conversation"), "medsight-conversation.md", kinds)
         if not path:
             return
         try:
             Path(path).write_text(clean(self._host.markdown()), encoding="utf-8")
         except OSError as error:
             reason = error.strerror or type(error).__name__
-            self.say(f"The conversation could not be saved: {reason}. Choose another place.")
+            self.say(_("The conversation could not be saved: {reason}. Choose another place.").format(reason=reason))
 
     def _enable(self) -> None:
         """Ask can be pressed when there is something to ask."""
         self._ask.setEnabled(bool(self._question.text.strip()))
 
     def _prompt(self) -> None:
-        what = "the whole volume" if self._whole.isChecked() else "this slice"
-        self.edit.setPlaceholderText(f"Ask about {what} …")
+        whole = self._whole.isChecked()
+        self.edit.setPlaceholderText(_("Ask about the whole volume …") if whole else _("Ask about this slice …"))
 
     def _fill_suggestions(self) -> None:
         self._menu.clear()
@@ -240,7 +243,7 @@ class ChatPanel:
     def _make_browser(self) -> Any:
         browser = qt.QTextBrowser(self.widget)
         browser.setObjectName("MedSIGHTTranscript")
-        browser.setAccessibleName("Conversation")
+        browser.setAccessibleName(_("Conversation"))
         browser.setOpenLinks(False)
         browser.setMinimumHeight(160)
         val(browser.document).setDocumentMargin(10)
@@ -252,13 +255,13 @@ class ChatPanel:
         return browser
 
     def _make_more(self) -> Any:
-        more = self._tool("&More", "Copy, save or clear the conversation", None)
+        more = self._tool(_("&More"), _("Copy, save or clear the conversation"), None)
         menu = qt.QMenu(more)
         for words, action in (
-            ("Copy the last &answer", self._copy_answer),
-            ("&Copy the conversation as Markdown", lambda: self._copy(self._host.markdown())),
-            ("&Save the conversation as Markdown …", self._save),
-            ("C&lear the conversation", self._host.clear),
+            (_("Copy the last &answer"), self._copy_answer),
+            (_("&Copy the conversation as Markdown"), lambda: self._copy(self._host.markdown())),
+            (_("&Save the conversation as Markdown …"), self._save),
+            (_("C&lear the conversation"), self._host.clear),
         ):
             menu.addAction(words).triggered.connect(lambda *a, action=action: self._do(action))
         more.setMenu(menu)
@@ -266,7 +269,7 @@ class ChatPanel:
         return more
 
     def _make_suggest(self) -> Any:
-        suggest = self._tool("Su&ggestions", "Questions to begin with", None)
+        suggest = self._tool(_("Su&ggestions"), _("Questions to begin with"), None)
         self._menu = qt.QMenu(suggest)
         self._menu.aboutToShow.connect(self._fill_suggestions)
         suggest.setMenu(self._menu)

@@ -15,29 +15,36 @@ from .consent import NO_CONSENT, Consented, Consents, statement
 from .consentdialog import ask_consent
 from .localserver import LocalServer
 from .settings import Settings, Store, read_address
+from .words import _
 
 if TYPE_CHECKING:
     from medsight_core.imaging.volume import Volume
 
 _HERE: Final[dict[str, str]] = {
-    "insecure_http": "Use https://, or an SSH tunnel to this computer; or allow it in the settings where the network "
-    "itself is trusted.",
-    "tls_untrusted": "If it is your hospital's own, choose the file with its certificate in the settings.",
-    "bad_ca": "Choose a file in PEM format in the settings.",
-    "unauthorized": "Type the token of this server in the settings; whoever runs it has it.",
-    "connection_refused": "Check the port in the settings, and that the server is running.",
+    "insecure_http": _(
+        "Use https://, or an SSH tunnel to this computer; or allow it in the settings where the network "
+        "itself is trusted."
+    ),
+    "tls_untrusted": _("If it is your hospital's own, choose the file with its certificate in the settings."),
+    "bad_ca": _("Choose a file in PEM format in the settings."),
+    "unauthorized": _("Type the token of this server in the settings; whoever runs it has it."),
+    "connection_refused": _("Check the port in the settings, and that the server is running."),
 }
 """What to do about an error, in the words of this viewer and not of the command line."""
+_NAMELESS: Final = (_("No server was named yet."), _("Type its address in the settings."))
 
 _ASLEEP: Final[dict[str, tuple[str, str]]] = {
     "missing": (
-        "The model on this computer is not installed.",
-        "Install it in the settings, or choose a server there.",
+        _("The model on this computer is not installed."),
+        _("Install it in the settings, or choose a server there."),
     ),
-    "installing": ("The model on this computer is being installed.", "See the settings."),
-    "starting": ("The model on this computer is starting.", "Ask again in some seconds."),
-    "stopped": ("The model on this computer is not running.", "Start it in the settings."),
-    "failed": ("The model on this computer is not running.", "See the settings for why, and start it again there."),
+    "installing": (_("The model on this computer is being installed."), _("See the settings.")),
+    "starting": (_("The model on this computer is starting."), _("Ask again in some seconds.")),
+    "stopped": (_("The model on this computer is not running."), _("Start it in the settings.")),
+    "failed": (
+        _("The model on this computer is not running."),
+        _("See the settings for why, and start it again there."),
+    ),
 }
 """Why the model on this computer cannot be asked."""
 
@@ -159,7 +166,7 @@ def address_of(settings: Settings) -> Address:
     """
     url = read_address(settings.url).url
     if not url:
-        raise InputError("no_address", "No server was named yet.", "Type its address in the settings.")
+        raise InputError("no_address", *_NAMELESS)
     try:
         return Address.parse(url, insecure_http=settings.insecure_http)
     except InputError as error:

@@ -19,6 +19,7 @@ from medsight_core.imaging.burned_in import burned_in_risk
 from medsight_core.regions import Question
 
 from .settings import Store
+from .words import _
 
 if TYPE_CHECKING:
     from medsight_core.imaging.volume import Volume
@@ -27,17 +28,25 @@ NO_CONSENT: Final = "no_consent"
 """Code of the error where something would have been sent that nobody had allowed."""
 
 SENT: Final = (
-    "the pixels of the scan, all of its slices",
-    "its geometry: size, spacing, place and direction in millimetres",
-    "its kind: modality, and how its grey values are shown",
-    "your questions, the answers before them, and what you point at or draw",
+    _("the pixels of the scan, all of its slices"),
+    _("its geometry: size, spacing, place and direction in millimetres"),
+    _("its kind: modality, and how its grey values are shown"),
+    _("your questions, the answers before them, and what you point at or draw"),
 )
 WITHHELD: Final = (
-    "the patient's name, number, birth date and all other text of the DICOM header",
-    "dates and UIDs",
-    "names of files and folders, and anything else in the scene",
+    _("the patient's name, number, birth date and all other text of the DICOM header"),
+    _("dates and UIDs"),
+    _("names of files and folders, and anything else in the scene"),
 )
 
+_LOOK: Final = (
+    _("Nothing was sent: the pixels of this scan may show who the patient is."),
+    _("Look at them, and allow this scan to be sent."),
+)
+_REFUSED: Final = (
+    _("Nothing was sent: you have not allowed scans to be sent to {server} yet."),
+    _("Allow it, or let a model on this computer answer."),
+)
 _CONSENT: Final = "consent"
 
 
@@ -68,14 +77,16 @@ def statement(address: Address, volume: Volume | None = None) -> Statement:
         volume: The scan that it is about, or its outline.
     """
     cautions = [
-        "What you type is sent as you type it: do not write names into a question.",
-        "The server keeps a copy of the scan for later questions, until it needs the room.",
+        _("What you type is sent as you type it: do not write names into a question."),
+        _("The server keeps a copy of the scan for later questions, until it needs the room."),
     ]
     if address.scheme == "http" and not address.local:
-        cautions.insert(0, "The connection is not encrypted: everyone on the way can read the scan.")
+        cautions.insert(0, _("The connection is not encrypted: everyone on the way can read the scan."))
     size = ""
     if volume is not None:
-        size = f"{' × '.join(map(str, volume.array.shape[:3]))} voxels, {volume.array.nbytes / 2**20:,.1f} MiB"
+        size = _("{voxels} voxels, {size} MiB").format(
+            voxels=" × ".join(map(str, volume.array.shape[:3])), size=f"{volume.array.nbytes / 2**20:,.1f}"
+        )
         risk = burned_in_risk(volume)
         if risk is not None:
             cautions.insert(0, risk)
@@ -132,13 +143,12 @@ class Consents:
         if address.origin in self._servers:
             raise MedSightError(
                 NO_CONSENT,
-                "Nothing was sent: the pixels of this scan may show who the patient is.",
-                "Look at them, and allow this scan to be sent.",
+                *_LOOK,
             )
         raise MedSightError(
             NO_CONSENT,
-            f"Nothing was sent: you have not allowed scans to be sent to {address.name} yet.",
-            "Allow it, or let a model on this computer answer.",
+            _REFUSED[0].format(server=address.name),
+            _REFUSED[1],
         )
 
     def give(self, address: Address, volume: Volume | None = None) -> None:

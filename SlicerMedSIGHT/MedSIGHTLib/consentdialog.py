@@ -9,10 +9,11 @@ from ._qt import dispose, qt
 from .consent import Statement
 from .labels import bullets, inked, marked, text_of, window_theme, words_label
 from .theme import Theme
+from .words import _
 
-ALLOW: Final = "Send scans to this server"
-REFUSE: Final = "Do not send"
-ONCE: Final = (
+ALLOW: Final = _("Send scans to this server")
+REFUSE: Final = _("Do not send")
+ONCE: Final = _(
     "You are asked once for each server, and for each scan that may show a name. You can withdraw it in the settings."
 )
 _WIDTH: Final = 460
@@ -21,12 +22,13 @@ _WIDTH: Final = 460
 def told(statement: Statement, theme: Theme) -> str:
     """The statement as a page."""
     size = f" ({text_of(statement.size)})" if statement.size else ""
+    to = _("To {server} would be sent").format(server=f"<b>{text_of(statement.server)}</b>")
     sent = [f"{text_of(statement.sent[0])}{size}", *map(text_of, statement.sent[1:])]
     cautions = marked((f"<b>{inked('!', theme.warning)}</b>", text_of(one)) for one in statement.cautions)
     return (
-        f'<p style="margin:0 0 6px 0">To <b>{text_of(statement.server)}</b> would be sent</p>{bullets(sent)}'
-        f'<p style="margin:8px 0 6px 0">and <b>never</b></p>{bullets(map(text_of, statement.withheld))}'
-        f'<p style="margin:8px 0 6px 0">Before you decide</p>{cautions}'
+        f'<p style="margin:0 0 6px 0">{to}</p>{bullets(sent)}'
+        f'<p style="margin:8px 0 6px 0">{_("and <b>never</b>")}</p>{bullets(map(text_of, statement.withheld))}'
+        f'<p style="margin:8px 0 6px 0">{_("Before you decide")}</p>{cautions}'
         f'<p style="margin:8px 0 0 0">{inked(ONCE, theme.quiet)}</p>'
     )
 
@@ -44,7 +46,7 @@ def ask_consent(parent: Any, statement: Statement, then: Callable[[bool], Any]) 
     """
     dialog = qt.QDialog(parent)
     dialog.setObjectName("MedSIGHTConsent")
-    dialog.setWindowTitle("Send the scan to another computer?")
+    dialog.setWindowTitle(_("Send the scan to another computer?"))
     label = words_label(dialog, "MedSIGHTStatement")
     label.setMinimumWidth(_WIDTH)
     label.setText(told(statement, window_theme(dialog)))

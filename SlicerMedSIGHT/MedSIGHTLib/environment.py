@@ -19,6 +19,7 @@ from medsight_core.errors import MedSightError
 from medsight_core.wire import PROTOCOL
 
 from .settings import Settings
+from .words import _
 
 OLDEST: Final = (3, 11)
 """The oldest Python that MedSIGHT runs on."""
@@ -86,11 +87,13 @@ class Found:
     def problem(self) -> str:
         """Why it cannot serve a model to this viewer, as a sentence; "" where it can."""
         if not self.medsight:
-            return "MedSIGHT is not installed in it."
+            return _("MedSIGHT is not installed in it.")
         if self.lacks:
-            return f"It lacks {', '.join(self.lacks)}."
+            return _("It lacks {packages}.").format(packages=", ".join(self.lacks))
         if self.protocol != PROTOCOL:
-            return f"It has MedSIGHT {self.medsight}, and this viewer {__version__}: they do not understand each other."
+            return _("It has MedSIGHT {its}, and this viewer {ours}: they do not understand each other.").format(
+                its=self.medsight, ours=__version__
+            )
         return ""
 
 
@@ -171,17 +174,25 @@ def check_room(settings: Settings) -> None:
     if free is not None and free < size.disk:
         raise MedSightError(
             "disk_full",
-            f"It takes {size.disk:g} GB, and there are {free:.1f} GB free at {folder}.",
-            "Choose another folder, or make room.",
+            _("It takes {size} GB, and there are {free} GB free at {folder}.").format(
+                size=f"{size.disk:g}", free=f"{free:.1f}", folder=folder
+            ),
+            _("Choose another folder, or make room."),
         )
     strange = folder.exists() and not (folder / "pyvenv.cfg").is_file()
     if strange and (not folder.is_dir() or any(folder.iterdir())):
         raise MedSightError(
-            "folder_not_empty", f"{folder} holds other things already.", "Choose an empty folder or a new one."
+            "folder_not_empty",
+            _("{folder} holds other things already.").format(folder=folder),
+            _("Choose an empty folder or a new one."),
         )
     place = next(one for one in (folder, *folder.parents) if one.exists())
     if not os.access(place, os.W_OK):
-        raise MedSightError("folder_not_writable", f"Nothing can be written to {place}.", "Choose another folder.")
+        raise MedSightError(
+            "folder_not_writable",
+            _("Nothing can be written to {folder}.").format(folder=place),
+            _("Choose another folder."),
+        )
 
 
 def pythons() -> list[str]:

@@ -15,22 +15,25 @@ from medsight_core.events import Failed, Progress
 from medsight_core.mrml.export import Export, Format, Note, prepare
 from medsight_core.mrml.slicer_exporter import slicer_exporter
 
-from ._qt import alive, clean, dispose, path_of, qt, val
+from ._qt import alive, clean, dispose, path_of, qt, val, written
 from .archivebox import ArchiveBox
 from .assistant import Assistant
 from .connection import worded
 from .labels import bullets, inked, text_of, window_theme, words_label
 from .settings import Store
+from .words import _
 from .worker import Poll, Worker
 
 FORMATS: Final[dict[Format, tuple[str, str]]] = {
-    "dicom": ("DICOM Segmentation", ".dcm"),
-    "seg.nrrd": ("Slicer segmentation", ".seg.nrrd"),
-    "nii.gz": ("NIfTI label map", ".nii.gz"),
+    "dicom": (_("DICOM Segmentation"), ".dcm"),
+    "seg.nrrd": (_("Slicer segmentation"), ".seg.nrrd"),
+    "nii.gz": (_("NIfTI label map"), ".nii.gz"),
 }
 """Names and endings."""
 
-NOTHING: Final = Note(stops=True, sentence="There is nothing to export.", remedy="Choose a scan and ask about it.")
+NOTHING: Final = Note(
+    stops=True, sentence=_("There is nothing to export."), remedy=_("Choose a scan and ask about it.")
+)
 _KEPT: Final = "export"
 _FORBIDDEN: Final = re.compile(r'[\x00-\x1f<>:"/\\|?*]+')
 _STEPS: Final = 1000
@@ -38,7 +41,7 @@ _STEPS: Final = 1000
 
 def ask_path(parent: Any, path: str, ending: str) -> str:
     """Asks where to save; "" where nowhere."""
-    return path_of(qt.QFileDialog.getSaveFileName(parent, "Save the findings", path, f"*{ending}"))
+    return path_of(qt.QFileDialog.getSaveFileName(parent, _("Save the findings"), path, f"*{ending}"))
 
 
 class ExportDialog:
@@ -74,7 +77,7 @@ class ExportDialog:
         self._said, self._failed = "", False
         self.widget = qt.QDialog(parent)
         self.widget.setObjectName("MedSIGHTExport")
-        self.widget.setWindowTitle("Export findings")
+        self.widget.setWindowTitle(_("Export findings"))
         self._poll = Poll(parent, self._pump)
         self._make()
         self._arrange()
@@ -122,16 +125,18 @@ class ExportDialog:
             return
         self._notes = self._export.found
         if self._export.paths:
-            self._run("Looking at the images of the scan …", lambda _cancel, look=self._export.look: look(), self._told)
+            self._run(
+                _("Looking at the images of the scan …"), lambda _cancel, look=self._export.look: look(), self._told
+            )
         self._show()
 
     def save(self) -> None:
         """Writes the file."""
         if self.busy:
             return
-        path = Path(str(val(self.path.text)).strip()).expanduser()
+        path = Path(written(self.path).strip()).expanduser()
         self._keep(path)
-        self._write("Writing …", path, lambda written, _cancel: written, self._saved)
+        self._write(_("Writing …"), path, lambda written, _cancel: written, self._saved)
 
     def send(self) -> None:
         """Writes a DICOM Segmentation and stores it in the archive."""
@@ -148,7 +153,7 @@ class ExportDialog:
         def stored(path: Path, cancel: threading.Event) -> Stored:
             return store(archive, [path], tell=self._tell, cancel=cancel)
 
-        self._write("Sending …", Path(folder.name) / "segmentation.dcm", stored, self._sent, folder.cleanup)
+        self._write(_("Sending …"), Path(folder.name) / "segmentation.dcm", stored, self._sent, folder.cleanup)
 
     def _write(
         self,
@@ -235,10 +240,10 @@ class ExportDialog:
         self._progress = progress  # from the worker's thread; shown at the next look
 
     def _saved(self, path: Path) -> None:
-        self._said = f"Saved {path}"
+        self._said = _("Saved {path}").format(path=path)
 
     def _sent(self, stored: Stored) -> None:
-        self._said = f"{self.archive.name} has stored it. {stored.warning}".strip()
+        self._said = _("{archive} has stored it.").format(archive=self.archive.name) + f" {stored.warning}".rstrip()
 
     def _fail(self, error: MedSightError) -> None:
         self._said, self._failed = str(worded(error)), True
@@ -247,8 +252,8 @@ class ExportDialog:
     def _changed(self) -> None:
         """Another format was chosen."""
         ending = FORMATS[self.chosen][1]
-        path = str(val(self.path.text))
-        known = next((end for _, end in FORMATS.values() if path.lower().endswith(end)), None)
+        path = written(self.path)
+        known = next((end for name, end in FORMATS.values() if path.lower().endswith(end)), None)
         if known is not None:
             self.path.setText(clean(path[: -len(known)] + ending))
         self.check()
@@ -259,18 +264,19 @@ class ExportDialog:
         theme = window_theme(self.widget)
         dicom = self.chosen == "dicom"
         stops = any(note.stops for note in self._notes)
-        path = str(val(self.path.text)).strip()
+        path = written(self.path).strip()
         lost: list[Note] = [note for note in self._notes if not note.stops]
         if path and Path(path).expanduser().is_file():
-            lost.append(Note(stops=False, sentence=f'"{Path(path).name}" is there already, and will be replaced.'))
+            there = _('"{file}" is there already, and will be replaced.').format(file=Path(path).name)
+            lost.append(Note(stops=False, sentence=there))
         self.stopping.setText(
-            _listed("Nothing can be exported yet", [n for n in self._notes if n.stops], theme.warning)
+            _listed(_("Nothing can be exported yet"), [n for n in self._notes if n.stops], theme.warning)
         )
         self.stopping.setVisible(stops)
-        self.losing.setText(_listed("What the export will not contain, or will change", lost, theme.text))
+        self.losing.setText(_listed(_("What the export will not contain, or will change"), lost, theme.text))
         self.losing.setVisible(bool(lost) and not stops)
         fine = not stops and not lost and not self.busy
-        state = self._doing if self.busy else "Nothing will be lost." if fine and not self._said else self._said
+        state = self._doing if self.busy else _("Nothing will be lost.") if fine and not self._said else self._said
         self.state.setText(inked(state, theme.warning if self._failed and not self.busy else theme.quiet))
         self.own.setVisible(dicom and self._has_own)
         self.archive.widget.setVisible(dicom)
@@ -278,7 +284,9 @@ class ExportDialog:
         self.save_button.setEnabled(ready and bool(path))
         self.send_button.setVisible(dicom)
         self.send_button.setEnabled(ready and dicom and self.archive.ready)
-        self.send_button.setText(clean(f"Send to {self.archive.name}" if self.archive.ready else "Send"))
+        self.send_button.setText(
+            clean(_("Send to {archive}").format(archive=self.archive.name) if self.archive.ready else _("Send"))
+        )
         for widget in (self.format, self.path, self._browse, self.own, self.archive.widget):
             widget.setEnabled(not self.busy or self._then == self._told)
         self.bar.setVisible(self.busy)
@@ -292,15 +300,15 @@ class ExportDialog:
         for key, (name, ending) in FORMATS.items():
             self.format.addItem(f"{name} (*{ending})", key)
         self.path = qt.QLineEdit(self.widget)
-        self.path.setPlaceholderText("Where to save it")
+        self.path.setPlaceholderText(_("Where to save it"))
         self._browse = qt.QPushButton("…", self.widget)
-        self._browse.setToolTip("Choose a file")
-        self._browse.setAccessibleName("Choose where to save")
+        self._browse.setToolTip(_("Choose a file"))
+        self._browse.setAccessibleName(_("Choose where to save"))
         self._browse.setMaximumWidth(36)
         self._browse.setAutoDefault(False)
         self._browse.clicked.connect(lambda *a: self._ask_path())
         self._has_own = slicer_exporter() is not None
-        self.own = qt.QCheckBox("Let Slicer's own exporter write it", self.widget)
+        self.own = qt.QCheckBox(_("Let Slicer's own exporter write it"), self.widget)
         self.own.setChecked(self._has_own)
         self.stopping = words_label(self.widget, "MedSIGHTStops")
         self.losing = words_label(self.widget, "MedSIGHTLost")
@@ -308,9 +316,9 @@ class ExportDialog:
         self.archive = ArchiveBox(self.widget, self._settings)
         self.bar = qt.QProgressBar(self.widget)
         self.bar.setTextVisible(False)
-        self.save_button = qt.QPushButton("Save", self.widget)
-        self.send_button = qt.QPushButton("Send", self.widget)
-        self.close_button = qt.QPushButton("Close", self.widget)
+        self.save_button = qt.QPushButton(_("Save"), self.widget)
+        self.send_button = qt.QPushButton(_("Send"), self.widget)
+        self.close_button = qt.QPushButton(_("Close"), self.widget)
         for button, act in (
             (self.save_button, lambda *a: self.save()),
             (self.send_button, lambda *a: self.send()),
@@ -322,7 +330,7 @@ class ExportDialog:
     def _arrange(self) -> None:
         form = qt.QGridLayout()
         form.setColumnStretch(1, 1)
-        for row, (name, field) in enumerate((("Format", self.format), ("File", self.path))):
+        for row, (name, field) in enumerate(((_("Format"), self.format), (_("File"), self.path))):
             label = qt.QLabel(name, self.widget)
             label.setBuddy(field)
             form.addWidget(label, row, 0)
@@ -360,7 +368,7 @@ class ExportDialog:
 
     def _ask_path(self) -> None:
         ending = FORMATS[self.chosen][1]
-        chosen = self._choose(self.widget, str(val(self.path.text)), ending)
+        chosen = self._choose(self.widget, written(self.path), ending)
         if chosen:
             self.path.setText(clean(chosen if chosen.lower().endswith(ending) else chosen + ending))
 

@@ -15,12 +15,13 @@ from medsight_core.chat.turns import Finding
 from medsight_core.errors import MedSightError
 from medsight_core.measure import Measurements
 
-from ._qt import EventFilter, alive, clean, qt, val
+from ._qt import EventFilter, alive, clean, qt, val, written
 from .host import Host
 from .theme import theme_of
 from .transcript import one_line, score_text
+from .words import _
 
-COLUMNS: Final = ("Finding", "Score", "Volume", "Diameter", "Mean")
+COLUMNS: Final = (_("Finding"), _("Score"), _("Volume"), _("Diameter"), _("Mean"))
 NAME: Final = 0
 SQUARE: Final = 12
 LEAST_NAME: Final = 130
@@ -50,10 +51,10 @@ class FindingsTable:
         self._set_up()
         self.widget.setVisible(False)
         self._actions = [
-            self._action("&Go there", "Return", self._go_to),
-            self._action("&Show or hide", "", self._turn_over),
-            self._action("&Rename", "F2", self._rename),
-            self._action("&Delete", "Delete", self._delete),
+            self._action(_("&Go there"), "Return", self._go_to),
+            self._action(_("&Show or hide"), "", self._turn_over),
+            self._action(_("&Rename"), "F2", self._rename),
+            self._action(_("&Delete"), "Delete", self._delete),
         ]
         self._soon = qt.QTimer(self.widget)
         self._soon.setSingleShot(True)
@@ -112,7 +113,7 @@ class FindingsTable:
         texts = (clean(finding.name), score_text(finding), *_measures(measured, self._host.unit))
         for column, text in enumerate(texts):
             item = self.widget.item(row, column)
-            if item.text() != text:
+            if written(item) != text:
                 item.setText(text)
                 item.setToolTip(f"<p>{html.escape(text)}</p>")  # else a name could be taken for markup
         item = self.widget.item(row, NAME)
@@ -150,7 +151,7 @@ class FindingsTable:
         if not key or column != NAME:
             return
         item = self.widget.item(row, NAME)
-        name, hidden = clean(item.text()), item.checkState() == qt.Qt.Unchecked
+        name, hidden = written(item), item.checkState() == qt.Qt.Unchecked
         for finding in self._host.conversation.findings:
             if finding.key == key and finding.hidden != hidden:
                 self._do(lambda: self._host.hide(key, hidden))
@@ -207,7 +208,7 @@ class FindingsTable:
     def _set_up(self) -> None:
         table = self.widget
         table.setObjectName("MedSIGHTFindings")
-        table.setAccessibleName("Findings")
+        table.setAccessibleName(_("Findings"))
         table.setColumnCount(len(COLUMNS))
         table.setHorizontalHeaderLabels(list(COLUMNS))
         header = table.horizontalHeader()
@@ -259,7 +260,7 @@ def _measures(measured: Measurements | None, unit: str) -> tuple[str, str, str]:
 
 def _volume(measured: Measurements) -> str:
     if measured.volume_mm3 is None:
-        return f"{measured.voxels:,} voxels"
+        return _("{count} voxels").format(count=f"{measured.voxels:,}")
     ml = measured.volume_mm3 / 1000
     return f"{ml:,.1f} ml" if ml >= 1 else f"{measured.volume_mm3:,.0f} mm³"
 

@@ -27,22 +27,35 @@ from .environment import (
 )
 from .process import End, Process, inside, outside
 from .settings import Settings
+from .words import _
 
 _DONE: Final = re.compile(r"Progress (\d+) of (\d+)")
 _ERROR: Final = re.compile(r"(?:ERROR|error): (.+)")
 
 # What a person can do about it, by what pip or venv says.
 _REASONS: Final[tuple[tuple[str, str, str], ...]] = (
-    ("No space left on device", "The disk is full.", "Make room, or choose another folder."),
-    ("CERTIFICATE_VERIFY_FAILED", "A proxy on the way shows a certificate of its own.", "Set the option cert of pip."),
-    ("ProxyError", "The proxy on the way does not let this through.", "Check the variable https_proxy."),
-    ("NewConnectionError", "The packages cannot be reached from here.", "Check the network, or the proxy of pip."),
-    ("NameResolutionError", "The packages cannot be reached from here.", "Check the network, or the proxy of pip."),
-    ("Read timed out", "The packages came too slowly.", "Try again; what has arrived is kept."),
+    ("No space left on device", _("The disk is full."), _("Make room, or choose another folder.")),
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        _("A proxy on the way shows a certificate of its own."),
+        _("Set the option cert of pip."),
+    ),
+    ("ProxyError", _("The proxy on the way does not let this through."), _("Check the variable https_proxy.")),
+    (
+        "NewConnectionError",
+        _("The packages cannot be reached from here."),
+        _("Check the network, or the proxy of pip."),
+    ),
+    (
+        "NameResolutionError",
+        _("The packages cannot be reached from here."),
+        _("Check the network, or the proxy of pip."),
+    ),
+    ("Read timed out", _("The packages came too slowly."), _("Try again; what has arrived is kept.")),
     (
         "ensurepip is not available",
-        "That Python lacks venv.",
-        "On Debian and Ubuntu: install python3-venv.",
+        _("That Python lacks venv."),
+        _("On Debian and Ubuntu: install python3-venv."),
     ),
 )
 
@@ -87,29 +100,35 @@ def steps(settings: Settings, candidates: Callable[[], Sequence[str]] = pythons)
     python = str(python_in(folder))
     own = made_by_the_viewer(folder, viewer_home())
     if Path(python).is_file():
-        found = read_probe((yield Step(title="Looking at what is there", command=[python, "-c", PROBE], own=own)).lines)
+        found = read_probe(
+            (yield Step(title=_("Looking at what is there"), command=[python, "-c", PROBE], own=own)).lines
+        )
         if found is not None and not found.problem:
             mark_installed(folder, found)
-            return f"MedSIGHT {found.medsight} is installed."
+            return _("MedSIGHT {version} is installed.").format(version=found.medsight)
     check_room(settings)
     if not Path(python).is_file():
         base = yield from _find(candidates())
         own = base in viewers_pythons()
-        ran = yield Step(title="Making an environment", command=make_command(base, folder), own=own)
+        ran = yield Step(title=_("Making an environment"), command=make_command(base, folder), own=own)
         if ran.code != 0:
-            raise _failure("An environment could not be made.", ran.lines)
-    titles = ("Preparing pip", "Installing PyTorch", "Installing MedSIGHT")
+            raise _failure(_("An environment could not be made."), ran.lines)
+    titles = (_("Preparing pip"), _("Installing PyTorch"), _("Installing MedSIGHT"))
     for title, command in zip(titles, install_commands(settings), strict=True):
         ran = yield Step(title=title, command=command, own=own)
         if ran.code != 0 and command is not install_commands(settings)[0]:
-            raise _failure(f"{title} failed.", ran.lines)
-    found = read_probe((yield Step(title="Looking whether it works", command=[python, "-c", PROBE], own=own)).lines)
+            raise _failure(_("{step} failed.").format(step=title), ran.lines)
+    found = read_probe((yield Step(title=_("Looking whether it works"), command=[python, "-c", PROBE], own=own)).lines)
     if found is None:
-        raise MedSightError("no_python", "The environment that was made does not start.", "See the log.")
+        raise MedSightError("no_python", _("The environment that was made does not start."), _("See the log."))
     if found.problem:
-        raise MedSightError("not_installed", f"The installation is not complete: {found.problem}", "See the log.")
+        raise MedSightError(
+            "not_installed",
+            _("The installation is not complete: {problem}").format(problem=found.problem),
+            _("See the log."),
+        )
     mark_installed(folder, found)
-    return f"MedSIGHT {found.medsight} is installed."
+    return _("MedSIGHT {version} is installed.").format(version=found.medsight)
 
 
 def _find(candidates: Sequence[str]) -> Generator[Step, Ran, str]:
@@ -117,17 +136,21 @@ def _find(candidates: Sequence[str]) -> Generator[Step, Ran, str]:
     seen = []
     for python in candidates:
         own = python in viewers_pythons()
-        found = read_probe((yield Step(title="Looking for Python", command=[python, "-c", PROBE], own=own)).lines)
+        found = read_probe((yield Step(title=_("Looking for Python"), command=[python, "-c", PROBE], own=own)).lines)
         if found is not None and found.can_make:
             return python
         if found is not None:
-            seen.append(".".join(map(str, found.version)) + ("" if found.venv else " without venv"))
+            seen.append(".".join(map(str, found.version)) + ("" if found.venv else f" {_('without venv')}"))
     oldest = ".".join(map(str, OLDEST))
-    had = f"; there is {', '.join(dict.fromkeys(seen))}" if seen else ""
+    needed = (
+        _("It takes a Python of {oldest} or newer that can make environments; there is {versions}.")
+        if seen
+        else _("It takes a Python of {oldest} or newer that can make environments.")
+    )
     raise MedSightError(
         "no_python",
-        f"It takes a Python of {oldest} or newer that can make environments{had}.",
-        "Install one from python.org; on Debian and Ubuntu also python3-venv.",
+        needed.format(oldest=oldest, versions=", ".join(dict.fromkeys(seen))),
+        _("Install one from python.org; on Debian and Ubuntu also python3-venv."),
     )
 
 
@@ -137,7 +160,7 @@ def _failure(sentence: str, lines: Sequence[str]) -> MedSightError:
         if mark in text:
             return MedSightError("install_failed", f"{sentence} {reason}", remedy)
     said = [found[1] for line in lines if (found := _ERROR.search(line))]
-    return MedSightError("install_failed", f"{sentence} {said[0][:300]}" if said else sentence, "See the log.")
+    return MedSightError("install_failed", f"{sentence} {said[0][:300]}" if said else sentence, _("See the log."))
 
 
 class Installer:
@@ -187,14 +210,19 @@ class Installer:
     def _go_on(self, ran: Ran | None) -> None:
         try:
             if self._stopped:
-                raise MedSightError("stopped", "The installation was stopped.", "It goes on where it was.")
+                raise MedSightError("stopped", _("The installation was stopped."), _("It goes on where it was."))
             self._step = next(self._script) if ran is None else self._script.send(ran)
         except StopIteration as end:
             self._over(str(end.value), None)
         except MedSightError as error:
             self._over("", error)
         except OSError as error:
-            self._over("", MedSightError("install_failed", f"The folder cannot be used: {error.strerror}.", ""))
+            self._over(
+                "",
+                MedSightError(
+                    "install_failed", _("The folder cannot be used: {reason}.").format(reason=error.strerror), ""
+                ),
+            )
         else:
             self._lines = []
             self._on_step(self._step.title, None)

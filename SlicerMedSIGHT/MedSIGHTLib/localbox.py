@@ -7,23 +7,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from ._qt import alive, clean, path_of, qt, val
+from ._qt import alive, clean, path_of, qt, written
 from .environment import SIZES, folder_of, free_gb
 from .labels import inked, window_theme, words_label
 from .localserver import LINES, LocalServer
 from .settings import Store
+from .words import _
 
 _TICK_MS: Final = 100
 """Between two looks at a log that grows."""
 
 LABELS: Final = {
-    "missing": "Install and start",
-    "installing": "Stop installing",
-    "stopped": "Start local backend",
-    "starting": "Stop",
-    "running": "Stop",
-    "stopping": "Stopping …",
-    "failed": "Start again",
+    "missing": _("Install and start"),
+    "installing": _("Stop installing"),
+    "stopped": _("Start local backend"),
+    "starting": _("Stop"),
+    "running": _("Stop"),
+    "stopping": _("Stopping …"),
+    "failed": _("Start again"),
 }
 """What the one button says."""
 
@@ -59,24 +60,24 @@ class LocalBox:
         self.button = qt.QPushButton(self.widget)
         self.button.setObjectName("MedSIGHTLocalButton")
         self.button.clicked.connect(lambda *a: self._pressed())
-        self._again = qt.QPushButton("Install again", self.widget)
-        self._again.setToolTip("Looks what is missing of the installation, and adds it")
+        self._again = qt.QPushButton(_("Install again"), self.widget)
+        self._again.setToolTip(_("Looks what is missing of the installation, and adds it"))
         self._again.clicked.connect(lambda *a: self._local.install())
         self.folder = qt.QLineEdit(self.widget)
-        self.folder.setToolTip("Everything goes into this folder; throw it away and all of it is gone")
+        self.folder.setToolTip(_("Everything goes into this folder; throw it away and all of it is gone"))
         self.folder.editingFinished.connect(lambda *a: self._keep())
         self._browse = qt.QPushButton("…", self.widget)
-        self._browse.setToolTip("Choose a folder")
-        self._browse.setAccessibleName("Choose a folder")
+        self._browse.setToolTip(_("Choose a folder"))
+        self._browse.setAccessibleName(_("Choose a folder"))
         self._browse.setMaximumWidth(36)
         self._browse.clicked.connect(lambda *a: self._choose_folder())
-        self.gpu = qt.QCheckBox("With support for NVIDIA's GPUs", self.widget)
+        self.gpu = qt.QCheckBox(_("With support for NVIDIA's GPUs"), self.widget)
         self.gpu.toggled.connect(lambda *a: self._keep())
         self.bar = qt.QProgressBar(self.widget)
         self.bar.setTextVisible(False)
         self.bar.setMaximumHeight(8)
         self.more = qt.QToolButton(self.widget)
-        self.more.setText("Log")
+        self.more.setText(_("Log"))
         self.more.setCheckable(True)
         self.more.setAutoRaise(True)
         self.more.setToolButtonStyle(qt.Qt.ToolButtonTextBesideIcon)
@@ -87,7 +88,7 @@ class LocalBox:
         self.log.setMaximumBlockCount(LINES)
         self.log.setFixedHeight(140)
         self.log.setLineWrapMode(qt.QPlainTextEdit.NoWrap)
-        self.log.setAccessibleName("What the local backend says")
+        self.log.setAccessibleName(_("What the local backend says"))
         self.log.hide()
         self._paint = qt.QTimer(self.widget)
         self._paint.setSingleShot(True)
@@ -135,7 +136,7 @@ class LocalBox:
 
     def _arrange(self) -> None:
         place = qt.QHBoxLayout()
-        place.addWidget(qt.QLabel("Folder", self.widget))
+        place.addWidget(qt.QLabel(_("Folder"), self.widget))
         place.addWidget(self.folder, 1)
         place.addWidget(self._browse)
         buttons = qt.QHBoxLayout()
@@ -156,12 +157,16 @@ class LocalBox:
     def _sizes(self) -> str:
         settings = self._store.settings
         size, free = SIZES[settings.gpu], free_gb(folder_of(settings))
-        room = "" if free is None else f"; {free:,.0f} GB are free there"
-        return (
-            f"Installs MedSIGHT and PyTorch into a folder of yours: about {size.download:g} GB to download and "
-            f"{size.disk:g} GB on the disk{room}. The small model medsight-mini comes with it and works without a GPU. "
-            "Nothing is put into Slicer itself, and no scan leaves this computer."
+        room = "" if free is None else _("{free} GB are free there.").format(free=f"{free:,.0f}")
+        what = _(
+            "Installs MedSIGHT and PyTorch into a folder of yours: about {download} GB to download and {disk} GB on "
+            "the disk."
+        ).format(download=f"{size.download:g}", disk=f"{size.disk:g}")
+        rest = _(
+            "The small model medsight-mini comes with it and works without a GPU. Nothing is put into Slicer itself, "
+            "and no scan leaves this computer."
         )
+        return " ".join(filter(None, (what, room, rest)))
 
     def _pressed(self) -> None:
         local = self._local
@@ -174,14 +179,14 @@ class LocalBox:
             local.install()
 
     def _choose_folder(self) -> None:
-        chosen = self._choose(self.widget, "Folder for the local backend", clean(val(self.folder.text)))
+        chosen = self._choose(self.widget, _("Folder for the local backend"), written(self.folder))
         if chosen:
             self.folder.setText(clean(chosen))
             self._keep()
 
     def _keep(self) -> None:
         settings = self._store.settings
-        typed = clean(val(self.folder.text)).strip()
+        typed = written(self.folder).strip()
         folder = settings.folder
         if typed != str(folder_of(settings)):
             folder = str(Path(typed).expanduser().absolute()) if typed else ""

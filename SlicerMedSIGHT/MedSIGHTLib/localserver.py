@@ -19,12 +19,14 @@ from .environment import folder_of, is_installed, made_by_the_viewer, python_in,
 from .installing import Installer, Ran, Step, steps
 from .process import End, Process, inside, outside
 from .settings import Settings, Store
+from .words import _
 
 State = Literal["missing", "installing", "stopped", "starting", "running", "stopping", "failed"]
 
 LINES: Final = 500
 """Of the log that are kept."""
-NOT_INSTALLED: Final = "Not installed yet."
+NOT_INSTALLED: Final = _("Not installed yet.")
+READY: Final = _("Ready to start.")
 START_SECONDS: Final = 180
 """After which a server that says nothing is given up."""
 
@@ -130,13 +132,13 @@ class LocalServer:
         if not self.installed:
             self._become("missing", NOT_INSTALLED)
         elif self.state == "missing":
-            self._become("stopped", "Ready to start.")
+            self._become("stopped", READY)
 
     def install(self) -> None:
         """Installs it, or what is missing of it, and starts it."""
         if self.busy:
             return
-        self._become("installing", "Installing")
+        self._become("installing", _("Installing"))
         self._installer = Installer(
             self._parent,
             self._script(self._store.settings),
@@ -163,7 +165,7 @@ class LocalServer:
         self._problem, self.token = "", secrets.token_urlsafe(32)
         environment = {**(inside() if own else outside()), **self._more}
         environment |= {"MEDSIGHT_TOKEN": self.token, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
-        self._become("starting", "Starting, which takes some seconds")
+        self._become("starting", _("Starting, which takes some seconds"))
         self._late.start(1000 * START_SECONDS)
         command = [python, "-P", "-c", LAUNCH, "--host", "127.0.0.1", "--port", str(port)]
         if not self._python:  # beside the rest of it, so that one folder is all there is to throw away
@@ -177,7 +179,7 @@ class LocalServer:
             self._installer.stop()
         elif self._process is not None and self.state != "stopping":
             self.url = ""
-            self._become("stopping", "Stopping")
+            self._become("stopping", _("Stopping"))
             self._process.stop()
 
     def restart(self) -> None:
@@ -203,7 +205,7 @@ class LocalServer:
     def _installed(self, sentence: str, error: MedSightError | None) -> None:
         self._installer = None
         if error is None:
-            self._become("stopped", f"{sentence} Ready to start.")
+            self._become("stopped", f"{sentence} {READY}")
             self.start()
         elif error.code == "stopped":
             self._become("missing", str(error))
@@ -220,26 +222,40 @@ class LocalServer:
         if serves is not None and self.state == "starting":
             self._late.stop()
             self.url = serves["url"]
-            self._become("running", f"Running: {serves['model']} on {serves['device']}.")
+            self._become(
+                "running", _("Running: {model} on {device}.").format(model=serves["model"], device=serves["device"])
+            )
 
     def _ended(self, end: End) -> None:
         before, self._process, self.url, self.token = self.state, None, "", ""
         self._late.stop()
         if end.told and before != "failed":
-            self._become("stopped", "Stopped.")
+            self._become("stopped", _("Stopped."))
         elif before == "running":
-            why = " It was ended from outside, or ran out of memory." if end.crashed else ""
-            self._become("failed", f"The local backend ended by itself.{why} {_and(self._problem)}Start it again.")
+            said = (
+                _("The local backend ended by itself."),
+                _("It was ended from outside, or ran out of memory.") if end.crashed else "",
+                _ended_with_a_stop(self._problem),
+                _("Start it again."),
+            )
+            self._become("failed", " ".join(filter(None, said)))
         elif before == "starting":
-            why = _and(self._problem) or ("Its Python cannot be started. " if end.code == -1 else "")
-            self._become("failed", f"The local backend did not start. {why}See the log.")
+            no_python = _("Its Python cannot be started.") if end.code == -1 else ""
+            why = _ended_with_a_stop(self._problem) or no_python
+            said = (_("The local backend did not start."), why, _("See the log."))
+            self._become("failed", " ".join(filter(None, said)))
         if self._again:
             self._again = False
             self.start()
 
     def _too_late(self) -> None:
         if self.state == "starting" and self._process is not None:
-            self._become("failed", f"The local backend said nothing for {START_SECONDS} s and was ended. See the log.")
+            self._become(
+                "failed",
+                _("The local backend said nothing for {seconds} s and was ended. See the log.").format(
+                    seconds=START_SECONDS
+                ),
+            )
             self._process.stop()
 
     def _write(self, line: str) -> None:
@@ -257,6 +273,6 @@ class LocalServer:
             callback()
 
 
-def _and(sentence: str) -> str:
+def _ended_with_a_stop(sentence: str) -> str:
     words = sentence.strip()
-    return f"{words.rstrip('.')}. " if words else ""
+    return f"{words.rstrip('.')}." if words else ""

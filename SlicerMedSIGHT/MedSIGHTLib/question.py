@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from ._qt import EnterFilter, clean, qt, val
+from .words import _
 
 LINES: Final = (2, 7)
 """Least and most lines that it shows."""
-KEYS: Final = "Enter asks, Shift+Enter breaks the line, the up key brings earlier questions back."
+KEYS: Final = _("Enter asks, Shift+Enter breaks the line, the up key brings earlier questions back.")
 
 
 class Question:
@@ -43,7 +44,7 @@ class Question:
         self._draft = ""
         self.widget = qt.QPlainTextEdit(parent)
         self.widget.setObjectName("MedSIGHTQuestion")
-        self.widget.setAccessibleName("Question")
+        self.widget.setAccessibleName(_("Question"))
         self.widget.setToolTip(KEYS)
         self.widget.setTabChangesFocus(True)
         keys = EnterFilter(self.widget, send, self._older, self._newer)
@@ -57,7 +58,7 @@ class Question:
         try:
             return clean(self.widget.toPlainText())
         except (UnicodeError, SystemError):  # half of a character is left of one that was deleted
-            self._say("The question holds a broken character. Write it again.")
+            self._say(_("The question holds a broken character. Write it again."))
             return ""
 
     def clear(self) -> None:

@@ -16,6 +16,7 @@ from medsight_core.client.address import Address, is_loopback
 from medsight_core.errors import InputError
 
 from ._qt import qt
+from .words import _
 
 GROUP: Final = "MedSIGHT/"
 DEFAULT_PORT: Final = 8765
@@ -87,22 +88,24 @@ def read_address(text: str) -> Typed:
     nameless = _CREDENTIALS.sub("", url)
     if nameless != url:
         url = nameless
-        notes.append("What stood before @ was left out; a server of MedSIGHT takes a token instead.")
+        notes.append(_("What stood before @ was left out; a server of MedSIGHT takes a token instead."))
     bare = re.sub(r"/v1/?$", "", url)
     if bare != url:
         url = bare
-        notes.append("The address ends before /v1.")
+        notes.append(_("The address ends before /v1."))
     here = _ANYWHERE.sub("127.0.0.1", url)
     if here != url:
         url = here
         notes.append(
-            "0.0.0.0 is where a server listens, not where it is found: this asks 127.0.0.1, this computer. "
-            "For another one, type its name."
+            _(
+                "0.0.0.0 is where a server listens, not where it is found: this asks 127.0.0.1, this computer. "
+                "For another one, type its name."
+            )
         )
     host = url.strip("[]")
     if is_loopback(host):
         url = f"[{host}]:{DEFAULT_PORT}" if ":" in host else f"{host}:{DEFAULT_PORT}"
-        notes.append(f"Port {DEFAULT_PORT} was added.")
+        notes.append(_("Port {port} was added.").format(port=DEFAULT_PORT))
     return Typed(url, " ".join(notes))
 
 

@@ -11,31 +11,32 @@ from medsight_core.backend import Info
 from medsight_core.client import Check
 from medsight_core.errors import MedSightError
 
-from ._qt import EventFilter, alive, clean, path_of, qt, val
+from ._qt import EventFilter, alive, clean, path_of, qt, written
 from .connection import Connection, address_of, remote, worded
 from .labels import bullets, inked, marked, text_of, window_theme, words_label
 from .localbox import LocalBox
 from .settings import Settings, read_address
 from .theme import Theme
+from .words import _
 from .worker import Poll, Worker
 
 RIGHT: Final = "✓"
 WRONG: Final = "✗"
-FIRST: Final = "Nothing is sent before you allow it; you are asked at the first question."
-WHAT: Final = (
+FIRST: Final = _("Nothing is sent before you allow it; you are asked at the first question.")
+WHAT: Final = _(
     "Sent are the scan's pixels, geometry and modality, your questions and marks; never names, dates, UIDs or paths."
 )
 INSECURE: Final = "insecure_http"
 
 _STEPS: Final = {
-    "address": "The address",
-    "proxy": "The proxy",
-    "host": "The computer is found",
-    "port": "MedSIGHT answers there",
-    "TLS": "The connection is encrypted, the certificate trusted",
-    "token": "It lets you in",
-    "version": "It speaks the same version",
-    "model": "The model is ready",
+    "address": _("The address"),
+    "proxy": _("The proxy"),
+    "host": _("The computer is found"),
+    "port": _("MedSIGHT answers there"),
+    "TLS": _("The connection is encrypted, the certificate trusted"),
+    "token": _("It lets you in"),
+    "version": _("It speaks the same version"),
+    "model": _("The model is ready"),
 }
 
 
@@ -77,7 +78,9 @@ def test_connection(settings: Settings) -> Tested:
 
 def choose_file(parent: Any, title: str, folder: str) -> str:
     """Asks for a file; "" where none was chosen."""
-    return path_of(qt.QFileDialog.getOpenFileName(parent, title, folder, "Certificates (*.pem *.crt *.cer);;All (*)"))
+    return path_of(
+        qt.QFileDialog.getOpenFileName(parent, title, folder, _("Certificates (*.pem *.crt *.cer);;All (*)"))
+    )
 
 
 class SettingsPage:
@@ -108,8 +111,8 @@ class SettingsPage:
         self.widget = qt.QWidget()
         self.widget.setObjectName("MedSIGHTSettings")
         self._poll = Poll(self.widget, self._pump)
-        self.here = qt.QRadioButton("On this computer", self.widget)
-        self.there = qt.QRadioButton("On a server", self.widget)
+        self.here = qt.QRadioButton(_("On this computer"), self.widget)
+        self.there = qt.QRadioButton(_("On a server"), self.widget)
         self.local = LocalBox(connection.store, connection.local)
         self._make_server()
         self._arrange()
@@ -156,9 +159,9 @@ class SettingsPage:
         self.note.setText(inked(note, theme.warning if problem is not None else theme.quiet))
         self.note.setVisible(bool(note))
         running = self._worker is not None
-        self.button.setText("Stop testing" if running else "Test connection")
-        self.button.setEnabled(bool(_written(self.url).strip()))
-        self.result.setText(inked("Looking …", theme.quiet) if running else _found(self._tested, theme))
+        self.button.setText(_("Stop testing") if running else _("Test connection"))
+        self.button.setEnabled(bool(written(self.url).strip()))
+        self.result.setText(inked(_("Looking …"), theme.quiet) if running else _found(self._tested, theme))
         self.result.setVisible(running or self._tested is not None)
         self._show_consent(theme)
 
@@ -188,26 +191,29 @@ class SettingsPage:
 
     def _make_server(self) -> None:
         self._server = qt.QWidget(self.widget)
-        self.url = self._edit("https://gpu.hospital.example", "Address of the server, as whoever runs it told you")
+        self.url = self._edit("https://gpu.hospital.example", _("Address of the server, as whoever runs it told you"))
         self.url.textEdited.connect(lambda *a: self._typed())
         self.note = words_label(self._server, "MedSIGHTNote")
-        self.token = self._edit("None", "Of this server; whoever runs it has it")
+        self.token = self._edit(_("None"), _("Of this server; whoever runs it has it"))
         self.token.setEchoMode(qt.QLineEdit.Password)
-        self.keep = qt.QCheckBox("Remember", self._server)
+        self.keep = qt.QCheckBox(_("Remember"), self._server)
         self.keep.setToolTip(
-            "Otherwise the token is forgotten when Slicer ends. It is kept as readable text in Slicer's settings file."
+            _(
+                "Otherwise the token is forgotten when Slicer ends. It is kept as readable text in Slicer's settings "
+                "file."
+            )
         )
         self.keep.toggled.connect(lambda *a: self._keep())
-        self.ca = self._edit("The public ones", "File (PEM) with the certificate that is trusted, and no other")
+        self.ca = self._edit(_("The public ones"), _("File (PEM) with the certificate that is trusted, and no other"))
         self._browse = qt.QPushButton("…", self._server)
-        self._browse.setToolTip("Choose a file")
-        self._browse.setAccessibleName("Choose a file with a certificate")
+        self._browse.setToolTip(_("Choose a file"))
+        self._browse.setAccessibleName(_("Choose a file with a certificate"))
         self._browse.setMaximumWidth(36)
         self._browse.clicked.connect(lambda *a: self._choose_ca())
-        self.insecure = qt.QCheckBox("Send scans unencrypted (http) to this server", self._server)
-        self.insecure.setToolTip("Everyone on the way can read them. Only for a network that is itself trusted.")
+        self.insecure = qt.QCheckBox(_("Send scans unencrypted (http) to this server"), self._server)
+        self.insecure.setToolTip(_("Everyone on the way can read them. Only for a network that is itself trusted."))
         self.insecure.toggled.connect(lambda *a: self._keep())
-        self.button = qt.QPushButton("Test connection", self._server)
+        self.button = qt.QPushButton(_("Test connection"), self._server)
         self.button.setObjectName("MedSIGHTTest")
         self.button.clicked.connect(lambda *a: self.start_test())
         self.result = words_label(self._server, "MedSIGHTResult")
@@ -218,7 +224,9 @@ class SettingsPage:
     def _arrange(self) -> None:
         form = qt.QGridLayout()
         form.setColumnStretch(1, 1)
-        for row, (name, field) in enumerate((("Address", self.url), ("Token", self.token), ("Certificate", self.ca))):
+        for row, (name, field) in enumerate(
+            ((_("Address"), self.url), (_("Token"), self.token), (_("Certificate"), self.ca))
+        ):
             label = qt.QLabel(name, self._server)
             label.setBuddy(field)
             form.addWidget(label, row, 0)
@@ -241,7 +249,7 @@ class SettingsPage:
         where.addWidget(self.there)
         where.addStretch(1)
         layout = qt.QVBoxLayout(self.widget)
-        layout.addWidget(qt.QLabel("The model that answers runs", self.widget))
+        layout.addWidget(qt.QLabel(_("The model that answers runs"), self.widget))
         layout.addLayout(where)
         layout.addWidget(self.local.widget)
         layout.addWidget(self._server)
@@ -258,14 +266,14 @@ class SettingsPage:
     def _keep(self) -> None:
         """Keeps what is written and ticked, corrected where people often err."""
         before = self._connection.store.settings
-        typed = read_address(_written(self.url))
+        typed = read_address(written(self.url))
         url = typed.url if typed.url else ""
         set_ = replace(
             before,
             where="here" if self.here.isChecked() else "server",
-            token=_written(self.token).strip(),
+            token=written(self.token).strip(),
             keep_token=bool(self.keep.isChecked()),
-            ca=_written(self.ca).strip(),
+            ca=written(self.ca).strip(),
             insecure_http=bool(self.insecure.isChecked()),
         )
         after = set_.pointed_at(url)
@@ -274,14 +282,14 @@ class SettingsPage:
         if url != before.url:
             self._note = typed.note
             if set_.token and not after.token:
-                self._note = f"{typed.note} The token was for another server; type the one of this.".strip()
+                self._note = f"{typed.note} {_('The token was for another server; type the one of this.')}".strip()
         if after != before:
             self._forget()
         self._connection.store.save(after)
         self.fill()
 
     def _typed(self) -> None:
-        self.button.setEnabled(bool(_written(self.url).strip()))
+        self.button.setEnabled(bool(written(self.url).strip()))
         self._forget()
 
     def _forget(self) -> None:
@@ -294,7 +302,7 @@ class SettingsPage:
             self.refresh()
 
     def _choose_ca(self) -> None:
-        chosen = self._choose(self.widget, "Certificate of the server", _written(self.ca))
+        chosen = self._choose(self.widget, _("Certificate of the server"), written(self.ca))
         if chosen:
             self.ca.setText(clean(chosen))
             self._keep()
@@ -315,10 +323,11 @@ class SettingsPage:
     def _show_consent(self, theme: Theme) -> None:
         servers = self._connection.consents.servers
         lines = [
-            f'{text_of(one)} &nbsp; <a href="revoke:{text_of(one)}" style="color:{theme.accent}">Withdraw</a>'
+            f'{text_of(one)} &nbsp; <a href="revoke:{text_of(one)}" style="color:{theme.accent}">{_("Withdraw")}</a>'
             for one in servers
         ]
-        allowed = f"<p style='margin:4px 0'>You allow scans to be sent to</p>{bullets(lines)}" if lines else ""
+        title = _("You allow scans to be sent to")
+        allowed = f"<p style='margin:4px 0'>{title}</p>{bullets(lines)}" if lines else ""
         words = WHAT if lines else f"{FIRST} {WHAT}"
         self.consent.setText(f"{allowed}<p style='margin:6px 0 0 0'>{inked(words, theme.quiet)}</p>")
 
@@ -346,16 +355,14 @@ def _found(tested: Tested | None, theme: Theme) -> str:
         for check in tested.checks
     ]
     if tested.info is not None:
-        rows.append(("", inked(f"{tested.info.model} on {tested.info.device}", theme.quiet)))
+        rows.append(
+            (
+                "",
+                inked(_("{model} on {device}").format(model=tested.info.model, device=tested.info.device), theme.quiet),
+            )
+        )
     return marked(rows)
 
 
 def _mark(mark: str, colour: str) -> str:
     return f"<b>{inked(mark, colour)}</b>"
-
-
-def _written(edit: Any) -> str:
-    try:
-        return clean(val(edit.text))
-    except (UnicodeError, SystemError):  # half of a character is left of one that was deleted
-        return ""

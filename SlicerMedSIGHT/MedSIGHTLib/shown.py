@@ -14,6 +14,7 @@ from medsight_core.measure import Measurements, measure
 from medsight_core.mrml.segments import Segments
 
 from .chores import Chores
+from .words import _
 
 GREY: Final = "#808080"
 """Of a finding that has no segment."""
@@ -112,7 +113,7 @@ class Shown:
     def _id_or_raise(self, key: str) -> str:
         segment_id = self._id(key)
         if segment_id is None:
-            raise InputError("no_segment", "This finding is not in the scene any more.", "Undo, or ask again.")
+            raise InputError("no_segment", _("This finding is not in the scene any more."), _("Undo, or ask again."))
         return segment_id
 
     def _has_voxels(self, finding: Finding) -> bool:

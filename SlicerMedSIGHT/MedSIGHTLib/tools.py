@@ -7,13 +7,14 @@ from typing import Any, Final
 from ._qt import alive, qt
 from .assistant import Assistant
 from .pointing import Pointing, Tool
+from .words import _
 
 TOOLS: Final[tuple[tuple[str, str, Tool, bool], ...]] = (
-    ("&Point", "Click a structure in a slice view to segment it; a further click adds to it", "point", True),
-    ("&Not this", "Click what does not belong to the structure", "point", False),
-    ("&Box", "Draw a box around a structure on the slice that is shown", "box", True),
-    ("S&cribble", "Draw a line through a structure; a right click ends it", "scribble", True),
-    ("&Outline", "Draw around a structure; a right click ends it", "outline", True),
+    (_("&Point"), _("Click a structure in a slice view to segment it; a further click adds to it"), "point", True),
+    (_("&Not this"), _("Click what does not belong to the structure"), "point", False),
+    (_("&Box"), _("Draw a box around a structure on the slice that is shown"), "box", True),
+    (_("S&cribble"), _("Draw a line through a structure; a right click ends it"), "scribble", True),
+    (_("&Outline"), _("Draw around a structure; a right click ends it"), "outline", True),
 )
 
 
@@ -46,10 +47,10 @@ class Tools:
             button.setCheckable(True)
             button.clicked.connect(lambda *a, tool=tool, positive=positive: self._take(tool, positive))
             self._buttons.append((button, tool, positive))
-        self._another = self._button(below, "N&ew structure", "Let the next mark begin another structure")
+        self._another = self._button(below, _("N&ew structure"), _("Let the next mark begin another structure"))
         self._another.clicked.connect(lambda *a: self._assistant.begin_another())
         self._through = self._button(
-            below, "&Through the slices", "Segment what was marked on the neighbouring slices as well"
+            below, _("&Through the slices"), _("Segment what was marked on the neighbouring slices as well")
         )
         self._through.clicked.connect(lambda *a: self._assistant.segment("", True))
         for row in (layout, below):

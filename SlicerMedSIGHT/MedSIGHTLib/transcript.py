@@ -18,6 +18,7 @@ from medsight_core.chat.turns import Finding, Piece, Turn
 
 from ._qt import clean
 from .theme import Theme
+from .words import _
 
 FINDING: Final = "finding"
 """Scheme of the links that stand for findings, such as ``finding:3.1``."""
@@ -29,6 +30,8 @@ SUGGESTION: Final = "suggestion"
 LONGEST_PARAGRAPH: Final = 1500
 """Characters after which a paragraph ends with its sentence: what a view must lay out anew for each new word."""
 _LATEST_BREAK: Final = 400
+_FROM_LEFT: Final = "\u200e"
+"""Begins a line that runs from left to right whatever the name in it: its square hangs out on the left."""
 _SENTENCE: Final = re.compile(r"[.!?…](?=\s)|[。！？]")
 
 Colour = Callable[[str], str]
@@ -75,19 +78,21 @@ class Transcript:
         for finding in turn.kept:
             yield self._finding(finding, theme, colours[finding.key])
         if turn.state == "done" and not turn.findings and turn.text.strip():
-            yield _paragraph(_small("Nothing was found to show on the scan.", theme.quiet), after=2)
+            yield _paragraph(_small(_("Nothing was found to show on the scan."), theme.quiet), after=2)
         for sentence in turn.warnings:
-            yield _paragraph(_small(f"Note: {one_line(sentence)}", theme.warning), before=3, after=2)
+            yield _paragraph(
+                _small(_("Note: {sentence}").format(sentence=one_line(sentence)), theme.warning), before=3, after=2
+            )
         if turn.state == "running":
             yield _paragraph(_small(_progress(turn), theme.quiet), after=2)
         if turn.note:
-            again = f" &nbsp;{_link(RETRY, 'Ask again' if turn.state == 'stopped' else 'Retry', theme)}"
+            again = f" &nbsp;{_link(RETRY, _('Ask again') if turn.state == 'stopped' else _('Retry'), theme)}"
             note = _small(one_line(turn.note), theme.quiet if turn.state == "stopped" else theme.warning)
             yield _paragraph(note + (again if is_last else ""), before=3, after=2)
 
     def _answer(self, turn: Turn, theme: Theme, colours: dict[str, str]) -> Iterator[str]:
         if turn.state == "done" and not turn.text.strip():
-            words = "Done." if turn.findings else "Nothing was found."
+            words = _("Done.") if turn.findings else _("Nothing was found.")
             yield _paragraph(html.escape(words), after=4, line=True)
         findings = {finding.key: finding for finding in turn.kept}
         for line in _lines(_pieces(turn)):
@@ -102,7 +107,9 @@ class Transcript:
         style = f"color:{theme.ink(colour)};background-color:{theme.tint(colour)}"
         if finding.hidden:
             style = f"color:{theme.quiet}"
-        tip = html.escape(f"{one_line(finding.name)}: {self._facts(finding)}. Click to go there.")
+        tip = html.escape(
+            _("{name}: {facts}. Click to go there.").format(name=one_line(finding.name), facts=self._facts(finding))
+        )
         title = html.escape(f"<p>{tip}</p>")  # a tool tip is a page of its own
         address = f"{FINDING}:{quote(finding.key)}"
         opening = f'<a href="{address}" title="{title}" style="{style};text-decoration:underline">'
@@ -115,11 +122,11 @@ class Transcript:
         link = f'<a href="{FINDING}:{quote(finding.key)}" style="color:{shade};text-decoration:none">{name}</a>'
         unsure = finding.region.certainty == "uncertain"
         facts = _small(self._facts(finding), theme.warning if unsure and not finding.hidden else theme.quiet)
-        return _paragraph(f"{square}&nbsp; {link} &nbsp;{facts}", left=28, first=-18, after=2)
+        return _paragraph(f"{_FROM_LEFT}{square}&nbsp; {link} &nbsp;{facts}", left=28, first=-18, after=2)
 
     def _facts(self, finding: Finding) -> str:
         """How sure and how large, in words and numbers."""
-        facts = [f"{score_text(finding)}, {self._size(finding)}", *(["hidden"] if finding.hidden else [])]
+        facts = [f"{score_text(finding)}, {self._size(finding)}", *([_("hidden")] if finding.hidden else [])]
         return ", ".join(facts)
 
     def _size(self, finding: Finding) -> str:
@@ -143,19 +150,19 @@ def one_line(text: object) -> str:
 
 def key_of(address: str) -> str:
     """The key of the finding that a link stands for; "" where it stands for something else."""
-    scheme, _, rest = address.partition(":")
+    scheme, _colon, rest = address.partition(":")
     return unquote(rest) if scheme == FINDING else ""
 
 
 def suggestion_of(address: str) -> int | None:
     """The place of the suggestion that a link stands for."""
-    scheme, _, rest = address.partition(":")
+    scheme, _colon, rest = address.partition(":")
     return int(rest) if scheme == SUGGESTION and rest.isdecimal() else None
 
 
 def _welcome(theme: Theme, suggestions: Sequence[str]) -> Iterator[str]:
-    yield _paragraph("<b>Ask about this scan in plain words.</b>", before=10, after=4)
-    hint = "What an answer names is shown on the scan, in the colour of its words. Click a word to go there."
+    yield _paragraph(f"<b>{_('Ask about this scan in plain words.')}</b>", before=10, after=4)
+    hint = _("What an answer names is shown on the scan, in the colour of its words. Click a word to go there.")
     yield _paragraph(_small(hint, theme.quiet), after=10, line=True)
     for place, words in enumerate(suggestions):
         yield _paragraph(_link(f"{SUGGESTION}:{place}", one_line(words), theme), after=5)
@@ -163,7 +170,7 @@ def _welcome(theme: Theme, suggestions: Sequence[str]) -> Iterator[str]:
 
 def _question(turn: Turn, theme: Theme) -> Iterator[str]:
     asked = turn.asked
-    words = asked.text if asked.kind == "ask" else f"Segment: {asked.text or 'what was marked'}"
+    words = asked.text if asked.kind == "ask" else _("Segment: {what}").format(what=asked.text or _("what was marked"))
     before = 22 if turn.number > 1 else 6
     for line in clean(words).split("\n"):
         if line.strip():
@@ -175,9 +182,11 @@ def _question(turn: Turn, theme: Theme) -> Iterator[str]:
 def _progress(turn: Turn) -> str:
     progress = turn.progress
     if progress is None:
-        return "Working …"
-    count = f" ({progress.done} of {progress.total})" if progress.total else ""
-    return f"{one_line(progress.what)}{count} …"
+        return _("Working …")
+    if not progress.total:
+        return f"{one_line(progress.what)} …"
+    count = _("({done} of {total})").format(done=progress.done, total=progress.total)
+    return f"{one_line(progress.what)} {count} …"
 
 
 def _pieces(turn: Turn) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -219,7 +228,7 @@ def _lines(pieces: Iterable[tuple[str, tuple[str, ...]]]) -> Iterator[list[tuple
 
 def _has_words(line: Sequence[tuple[str, tuple[str, ...]]]) -> bool:
     """Whether a paragraph of it would be one: Qt leaves out those that hold nothing."""
-    return any(text.strip() for text, _ in line)
+    return any(text.strip() for text, _keys in line)
 
 
 def _fitting(text: str, length: int) -> int:

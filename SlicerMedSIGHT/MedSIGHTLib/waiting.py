@@ -9,6 +9,8 @@ from typing import Any
 from medsight_core.errors import MedSightError
 from medsight_core.events import Done, Failed
 
+from .words import _
+
 
 class AtOnce:
     """Does its work when it is drained, in the thread that drains it; else as `worker.Worker`.
@@ -44,4 +46,4 @@ class AtOnce:
             event = Failed(error.code, error.sentence, error.remedy)
             yield event
         if not isinstance(event, Done | Failed):
-            yield Failed("stream_ended", "The answer broke off before it was complete.", "Ask again.")
+            yield Failed("stream_ended", _("The answer broke off before it was complete."), _("Ask again."))

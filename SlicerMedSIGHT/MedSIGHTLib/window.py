@@ -21,10 +21,11 @@ from .localserver import LocalServer
 from .settings import Store
 from .settingspage import SettingsPage
 from .tools import Tools
+from .words import _
 from .worker import Poll, Worker
 
 MODALITIES: Final = ("CT", "MR", "X-ray", "Ultrasound", "Endoscopy", "Dermoscopy", "Fundus", "OCT", "Pathology")
-NOT_SAID: Final = (
+NOT_SAID: Final = _(
     "Nothing says what kind of scan this is. Choose it, so that the model sees its grey values as they are meant; "
     "otherwise it has to guess."
 )
@@ -68,9 +69,9 @@ class Window:
         self.settings = SettingsPage(self.connection)
         self._modality = self._make_modality()
         self._not_said = words_label(self.widget, "MedSIGHTNotSaid")
-        self._export = qt.QPushButton("E&xport…")
+        self._export = qt.QPushButton(_("E&xport…"))
         self._export.setObjectName("MedSIGHTExportButton")
-        self._export.setToolTip("Save the findings as DICOM-SEG or in another format, or send them to an archive")
+        self._export.setToolTip(_("Save the findings as DICOM-SEG or in another format, or send them to an archive"))
         self._export.clicked.connect(lambda *a: self._open_export())
         self._arrange()
         self.assistant.on_change(self._changed)
@@ -135,7 +136,7 @@ class Window:
     def _make_modality(self) -> Any:
         box = qt.QComboBox()
         box.setObjectName("MedSIGHTModality")
-        box.setToolTip("What kind of scan it is; known for DICOM, to be chosen for other files")
+        box.setToolTip(_("What kind of scan it is; known for DICOM, to be chosen for other files"))
         for name in (UNKNOWN, *MODALITIES):
             box.addItem(name)
         box.currentIndexChanged.connect(lambda *a: self._choose_modality())
@@ -150,7 +151,7 @@ class Window:
         layout = qt.QVBoxLayout(page)
         layout.setContentsMargins(0, 0, 0, 0)
         kind = qt.QHBoxLayout()
-        kind.addWidget(qt.QLabel("Kind of scan:"))
+        kind.addWidget(qt.QLabel(_("Kind of scan:")))
         kind.addWidget(self._modality, 1)
         layout.addLayout(kind)
         layout.addWidget(self._not_said)
@@ -158,5 +159,5 @@ class Window:
         layout.addWidget(self.tools.widget)
         layout.addWidget(self.table.widget)
         layout.addWidget(self._export, 0, qt.Qt.AlignRight)
-        self.widget.addTab(page, "Ask")
-        self.widget.addTab(self.settings.widget, "Settings")
+        self.widget.addTab(page, _("Ask"))
+        self.widget.addTab(self.settings.widget, _("Settings"))

@@ -18,11 +18,17 @@ from medsight_core.errors import MedSightError
 from medsight_core.events import Done, Failed
 
 from ._qt import alive, qt
+from .words import _
 
 TICK_MS: Final = 5
 """Between two looks at the workers: 8 ms from a word's arrival to the main thread, which is busy 1 % of its time."""
 MOST: Final = 4096
 """Events that may wait; a thread that makes more waits itself."""
+_UNEXPECTED: Final = (
+    _("Something went wrong inside MedSIGHT: {kind}, {reason}."),
+    _("no reason was given"),
+    _("Ask again; the log says more."),
+)
 
 
 class Worker:
@@ -173,14 +179,14 @@ def _nothing() -> None:
 
 
 def _stopped() -> Failed:
-    return Failed(STOPPED, "Stopped before it was complete.")
+    return Failed(STOPPED, _("Stopped before it was complete."))
 
 
 def _broken_off() -> Failed:
-    return Failed("stream_ended", "The answer broke off before it was complete.", "Ask again.")
+    return Failed("stream_ended", _("The answer broke off before it was complete."), _("Ask again."))
 
 
 def _unexpected(error: Exception) -> Failed:
-    words = " ".join(str(error).split()) or "no reason was given"
-    sentence = f"Something went wrong inside MedSIGHT: {type(error).__name__}, {words.rstrip('.')}."
-    return Failed("unexpected", sentence, "Ask again; the log says more.")
+    sentence, nothing, remedy = _UNEXPECTED
+    words = " ".join(str(error).split()) or nothing
+    return Failed("unexpected", sentence.format(kind=type(error).__name__, reason=words.rstrip(".")), remedy)

@@ -33,8 +33,7 @@ KEY: Final = "MedSIGHT.Key"
 NAME: Final = "MedSIGHT.Name"
 ALGORITHM: Final = "MedSIGHT"
 DIMMED: Final = 0.15
-"""Opacity of the other segments' fill while one is emphasised; that one has `FILLED`."""
-FILLED: Final = 1.0
+"""Opacity of the other segments' fill, at most, while one is emphasised."""
 
 
 class Segments:
@@ -52,6 +51,7 @@ class Segments:
         self._placed = set(known)
         self._aside: dict[str, Any] = {}
         self._hidden: dict[str, bool] = {}
+        self._fills: dict[str, float] = {}
 
     @property
     def frame(self) -> Frame:
@@ -135,17 +135,20 @@ class Segments:
 
     def _name(self, segment: Any, name: str) -> None:
         """Takes over a name that was given in the conversation; what it is in codes follows."""
-        if tag_of(segment, NAME) == name:
+        if segment.GetName() and tag_of(segment, NAME) == tag_text(name):
             return
         segment.SetName(name)
         segment.SetTag(segment.GetTerminologyEntryTagName(), slicer_terminology(find_term(name)))
-        segment.SetTag(NAME, name)
+        segment.SetTag(NAME, tag_text(name))
 
     def emphasise(self, segment_id: str | None) -> None:
-        """Lets one segment stand out; None ends that."""
-        display = self._display()
+        """Lets one segment stand out; None ends that, and each is filled again as a person had it."""
+        display, own = self._display(), self._fills
         for one in self.ids.values():
-            display.SetSegmentOpacity2DFill(one, DIMMED if segment_id not in (None, one) else FILLED)
+            fill = own.setdefault(one, display.GetSegmentOpacity2DFill(one))
+            display.SetSegmentOpacity2DFill(one, min(fill, DIMMED) if segment_id not in (None, one) else fill)
+        if segment_id is None:
+            own.clear()
 
     def part(self, segment_id: str) -> tuple[NDArray[np.bool_], Frame, tuple[int, int, int]]:
         """A segment's voxels within their bounding box.
@@ -253,10 +256,10 @@ class Segments:
         segment.SetTag("DICOM.SegmentAlgorithmType", "AUTOMATIC")
         segment.SetTag("DICOM.SegmentAlgorithmName", ALGORITHM)
         segment.SetTag(KEY, finding.key)
-        segment.SetTag("MedSIGHT.Code", region.code)
+        segment.SetTag("MedSIGHT.Code", tag_text(region.code))
         segment.SetTag("MedSIGHT.Score", f"{region.score:.4f}")
         for name, value in tags.items():
-            segment.SetTag(f"MedSIGHT.{name}", value)
+            segment.SetTag(f"MedSIGHT.{name}", tag_text(value))
         segment.AddRepresentation(
             slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName(), self._labels(region)
         )
@@ -314,6 +317,11 @@ def _same_grid(labels: Any, volume_node: Any) -> bool:
         for row in range(3)
         for column in range(4)
     )
+
+
+def tag_text(text: str) -> str:
+    """Any text as the value of a tag: Slicer writes all tags of a segment into one line, with | between them."""
+    return " ".join(text.split()).replace("|", "¦")
 
 
 def tag_of(segment: Any, name: str) -> str:

@@ -37,8 +37,13 @@ def is_acquired_plane(slice_node: Any, volume_node: Any, frame: Frame, *, degree
 
 
 def jump_to(scene: Any, ras: FloatArray) -> None:
-    """Centres all slice views on a point in world RAS mm ``(3,)``."""
+    """Centres all views on a point in world RAS mm ``(3,)``; 3D views go on looking from the same side."""
     slicer.vtkMRMLSliceNode.JumpAllSlices(scene, *map(float, ras), slicer.vtkMRMLSliceNode.CenteredJumpSlice)
+    for camera in scene.GetNodesByClass("vtkMRMLCameraNode"):
+        before = np.array(camera.GetFocalPoint())
+        camera.SetFocalPoint(*map(float, ras))
+        camera.SetPosition(*(np.array(camera.GetPosition()) - before + ras))
+        camera.ResetClippingRange()
 
 
 def centre_in_world(lps: FloatArray, volume_node: Any) -> FloatArray:

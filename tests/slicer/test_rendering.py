@@ -108,6 +108,19 @@ def test_going_to_a_finding_moves_all_three_views_there(shown: Any) -> None:
     assert np.linalg.norm(middle - segments.centre(segments.ids["1.2"])) < 2 * max(node.GetSpacing())
 
 
+def test_going_to_a_finding_centres_the_3d_view_and_keeps_its_side(shown: Any) -> None:
+    windows, _node, segments, _findings = shown
+    cameras = [camera.GetCamera() for camera in windows.scene.GetNodesByClass("vtkMRMLCameraNode")]
+    assert cameras
+    before = [(camera.GetDirectionOfProjection(), camera.GetDistance()) for camera in cameras]
+    place = segments.centre(segments.ids["1.2"])
+    jump_to(windows.scene, place)
+    for camera, (direction, distance) in zip(cameras, before, strict=True):
+        assert camera.GetFocalPoint() == pytest.approx(tuple(place))
+        assert camera.GetDirectionOfProjection() == pytest.approx(direction)
+        assert camera.GetDistance() == pytest.approx(distance)
+
+
 def test_the_other_findings_step_back_while_one_is_pointed_at(shown: Any) -> None:
     windows, _node, segments, _findings = shown
     one, other = segments.ids["1.2"], segments.ids["1.3"]

@@ -133,6 +133,27 @@ def test_segments_are_named_coloured_coded_and_say_where_they_come_from(scene: A
     assert tag(lesion, "MedSIGHT.Question") == "Où? 肝臓"
 
 
+def test_what_a_person_types_forges_no_other_tag(scene: Any, tmp_path: Path) -> None:
+    node = add_volume("axial")
+    frame = volume_of(node).require_frame()
+    segments = Segments(node, frame)
+    typed = "a|MedSIGHT.Score:0.1\n|DICOM.SegmentAlgorithmType:MANUAL"
+    segments.sync([finding(blob(frame.shape, 0), frame, typed, "1.1")], {"Question": typed, "Model": "m|n"})
+    before = segments.node.GetSegmentation().GetNthSegment(0)
+    storage = slicer.vtkMRMLSegmentationStorageNode()
+    storage.SetFileName(str(tmp_path / "x.seg.nrrd"))
+    assert storage.WriteData(segments.node)
+    again = scene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    assert storage.ReadData(again)
+    after = again.GetSegmentation().GetNthSegment(0)
+    for name in ("Name", "Question", "Score", "Model", "Key", "Code"):
+        assert tag(after, f"MedSIGHT.{name}") == tag(before, f"MedSIGHT.{name}"), name
+    assert tag(after, "DICOM.SegmentAlgorithmType") == "AUTOMATIC"
+    assert tag(before, "MedSIGHT.Question").startswith("a¦MedSIGHT.Score:0.1 ¦DICOM")
+    segments.sync([finding(blob(frame.shape, 0), frame, " ", "1.2")])
+    assert names(segments) == [" "], "a segment without any name cannot be saved"
+
+
 def test_other_segmentations_and_a_persons_edits_are_left_alone(scene: Any) -> None:
     node = add_volume("axial")
     frame = volume_of(node).require_frame()
@@ -207,11 +228,13 @@ def test_one_segment_stands_out(scene: Any) -> None:
     segments = Segments(node, frame)
     segments.sync(three(frame)[1])
     display = segments.node.GetDisplayNode()
-    segments.emphasise(segments.ids["1.2"])
+    display.SetSegmentOpacity2DFill(segments.ids["1.3"], 0.4)
+    for key in ("1.2", "1.3", "1.2"):
+        segments.emphasise(segments.ids[key])
     opacity = [display.GetSegmentOpacity2DFill(one) for one in segments.ids.values()]
     assert opacity[1] > max(opacity[0], opacity[2])
     segments.emphasise(None)
-    assert len({display.GetSegmentOpacity2DFill(one) for one in segments.ids.values()}) == 1
+    assert [display.GetSegmentOpacity2DFill(one) for one in segments.ids.values()] == [1.0, 1.0, 0.4]
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)

@@ -207,6 +207,7 @@ def test_right_to_left_and_wide_characters(lib: Any) -> None:
     assert directions["肝脏正常。"] == QtCore.Qt.LeftToRight
     row = next(text for text in directions if "certain" in text)
     assert "\u2068الكبد\u2069" in row, "a name from right to left does not turn the numbers beside it"
+    assert directions[row] == QtCore.Qt.LeftToRight, "the square before it is not cut off at the edge"
 
 
 def test_all_words_can_be_read_on_light_and_dark(lib: Any) -> None:

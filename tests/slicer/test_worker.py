@@ -200,6 +200,16 @@ def test_clean(lib: Any, text: object, wanted: str) -> None:
     assert lib._qt.clean(text) == wanted
 
 
+def test_half_a_character_in_a_line_is_nothing_written(lib: Any) -> None:
+    class Line:  # as PythonQt has it when half of an emoji was deleted
+        @property
+        def text(self) -> str:
+            return b"\xed\xa0\xbd".decode()
+
+    assert lib._qt.written(Line()) == ""
+    assert lib._qt.written(lib._qt.qt.QLineEdit("a\u202eb")) == "ab"
+
+
 def test_paths_dead_widgets_and_values(lib: Any) -> None:
     made = lib._qt
     assert made.path_of("a.md") == made.path_of(("a.md", "*")) == "a.md" and made.path_of(("", "")) == ""

@@ -96,7 +96,10 @@ class Opened:
         return self
 
     def __exit__(self, *error):
+        from MedSIGHTLib._qt import dispose
+
         self.window.close()
+        dispose(self.window.widget)  # it has no parent that would delete it
 
     def ask(self, text):
         """Types a question, and waits for the end of the answer."""
