@@ -28,6 +28,7 @@ from medsight_core.imaging.volume import Kind
 from medsight_core.output.folder import check_folder
 
 LOCK: Final = ".medsight-batch.lock"
+SOME_FAILED: Final = 1
 INTERRUPTED: Final = 130
 
 
@@ -100,6 +101,8 @@ def run_batch(
             raise
         counts = write_results(job, items)
     _say_summary(job, {"scans": len(items), **counts}, as_json=as_json)
+    if counts["failed"]:
+        raise typer.Exit(SOME_FAILED)
 
 
 def _work(job: Job, todos: Sequence[Todo], meter: Meter, *, workers: int, ray: bool) -> None:

@@ -43,10 +43,11 @@ class Address:
         try:
             parts = urlsplit(given if "://" in given else f"//{given}")
             host, port = parts.hostname or "", parts.port
+            host.encode("idna")  # of a name that no host can have, such as a..b
         except ValueError:
             host, port = "", None
         if parts is None or not host or any(character.isspace() for character in given):
-            raise _bad(given, "it names no host")
+            raise _bad(given, "it names no possible host and port")
         if parts.username is not None or parts.password is not None:
             raise InputError(
                 "bad_address", "The address of a server holds a name or a password.", "Give a token instead."
@@ -63,7 +64,7 @@ class Address:
                 "Use https://, or an SSH tunnel to this computer; or allow it with --insecure-http where the network "
                 "itself is trusted.",
             )
-        return cls(scheme=scheme, host=host, port=port or DEFAULT_PORTS[scheme], path=parts.path.rstrip("/"))
+        return cls(scheme=scheme, host=host, port=port or DEFAULT_PORTS[scheme], path=_root(parts.path))
 
     @property
     def local(self) -> bool:
@@ -95,6 +96,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
+
+
+def _root(path: str) -> str:
+    """Where MedSIGHT begins, also of the address that OpenAI's clients take."""
+    return path.rstrip("/").removesuffix("/v1")
 
 
 def _bad(given: str, why: str) -> InputError:

@@ -59,7 +59,8 @@ class Guard:
             return InputError(
                 "unauthorized",
                 "The token is missing or wrong.",
-                "Send the header Authorization: Bearer TOKEN, with the token that the server was started with.",
+                "Give the token that the server was started with: --token or MEDSIGHT_TOKEN; over HTTP, the header "
+                "Authorization: Bearer TOKEN.",
             )
         said = headers.get("medsight-protocol")
         if said is not None and said != str(PROTOCOL):

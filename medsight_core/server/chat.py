@@ -16,6 +16,7 @@ from medsight_core.imaging.volume import Volume
 from medsight_core.regions import Answer
 from medsight_core.server.answering import event_bytes
 from medsight_core.server.messages import Asked, ChatRequest, understand
+from medsight_core.server.problems import openai_error
 from medsight_core.server.served import Served, tokens_of, warned
 from medsight_core.server.trace import Trace, trace_of
 from medsight_core.wire import checked
@@ -143,14 +144,7 @@ class _Form:
         """The last event of a stream that failed, as OpenAI's clients raise it."""
         return event_bytes(
             {
-                "error": {
-                    "message": f"{failure.sentence} {failure.remedy}".strip(),
-                    "type": "medsight_error",
-                    "code": failure.code,
-                    "param": None,
-                    "remedy": failure.remedy,
-                    "request_id": self._trace.request_id,
-                },
+                "error": openai_error(failure.error(), self._trace.request_id),
                 "medsight": {
                     "type": "failed",
                     "code": failure.code,

@@ -44,7 +44,7 @@ def listen(config: ServerConfig) -> socket.socket:
         # worst; asyncio sets it only where a socket names its protocol, and this one does not.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
-    except socket.gaierror as error:
+    except (socket.gaierror, UnicodeError) as error:  # the latter of a name that no host can have, such as a..b
         raise InputError(
             "no_such_address", f'There is no address called "{host}".', "Give an address of this computer with --host."
         ) from error
@@ -61,9 +61,10 @@ def listen(config: ServerConfig) -> socket.socket:
                 f"This user may not listen at port {config.port}.",
                 "Choose a port of 1024 or more with --port.",
             ) from error
+        # Not error.strerror, to which create_server adds what it did.
         raise InputError(
             "no_such_address",
-            f"This computer cannot listen at {host} ({error.strerror}).",
+            f"This computer cannot listen at {host} ({os.strerror(error.errno or 0)}).",
             "Give an address of this computer with --host.",
         ) from error
 

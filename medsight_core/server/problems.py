@@ -21,6 +21,9 @@ from medsight_core.server.trace import trace_of
 
 MEDIA_TYPE: Final = "application/problem+json"
 
+IN_VAIN: Final = (HTTPStatus.CONFLICT, HTTPStatus.INSUFFICIENT_STORAGE)
+"""Where the same request would end the same way; clients commonly repeat these by themselves."""
+
 STATUS: Final[Mapping[str, int]] = {
     "unauthorized": 401,
     "wrong_host": 403,
@@ -82,6 +85,19 @@ def problem_of(error: MedSightError, scope: Scope, *, status: int | None = None)
         "detail": error.sentence,
         "remedy": error.remedy,
         "request_id": trace.request_id,
+        "error": openai_error(error, trace.request_id),
+    }
+
+
+def openai_error(error: MedSightError, request_id: str) -> dict[str, Any]:
+    """The same where chat programs look for it, which show a bare status otherwise."""
+    return {
+        "message": str(error),
+        "type": "medsight_error",
+        "code": error.code,
+        "param": None,
+        "remedy": error.remedy,
+        "request_id": request_id,
     }
 
 
@@ -93,6 +109,8 @@ def problem(
     sent = dict(headers or {})
     if isinstance(error, Busy):
         sent["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if content["status"] in IN_VAIN:
+        sent["x-should-retry"] = "false"  # OpenAI's client would by itself ask the same again, twice
     if content["status"] == HTTPStatus.UNAUTHORIZED:
         sent["WWW-Authenticate"] = "Bearer"
     return JSONResponse(content, content["status"], sent, MEDIA_TYPE)

@@ -177,6 +177,13 @@ def run(*given: str, code: int = 0) -> tuple[str, str]:
     return result.stdout, result.stderr
 
 
+def test_a_scan_that_fails_shows_in_how_the_command_ends(tmp_path: Path, questions: Path, checkpoint: Path) -> None:
+    root, out = small(tmp_path / "src"), tmp_path / "out"
+    (root / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(300))
+    printed, _ = run(*arguments(root, questions, out, checkpoint, "-q"), code=1)
+    assert "8 answered, 2 failed" in printed
+
+
 def test_a_dry_run_says_what_there_is_to_do_and_writes_nothing(
     tmp_path: Path, questions: Path, checkpoint: Path
 ) -> None:

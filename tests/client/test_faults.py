@@ -503,6 +503,8 @@ def test_a_proxy_is_asked_about_other_computers(fake: Fake, monkeypatch: pytest.
         ("gpu.example", "https://gpu.example:443"),
         ("gpu.example:9000/medsight/", "https://gpu.example:9000/medsight"),
         ("HTTPS://GPU.example", "https://gpu.example:443"),
+        ("http://localhost:8765/v1", "http://localhost:8765"),
+        ("gpu.example/medsight/v1/", "https://gpu.example:443/medsight"),
     ],
 )
 def test_addresses_are_read_as_people_write_them(text: str, url: str) -> None:
@@ -520,6 +522,7 @@ def test_addresses_are_read_as_people_write_them(text: str, url: str) -> None:
         ("https://user:secret@a.example", "bad_address"),
         ("https://a.example/?q=1", "bad_address"),
         ("https://a .example", "bad_address"),
+        ("https://a..example", "bad_address"),
         ("http://gpu.example", "insecure_http"),
         ("http://10.0.0.1:8765", "insecure_http"),
         ("http://127.0.0.1.example", "insecure_http"),

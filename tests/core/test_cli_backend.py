@@ -101,8 +101,8 @@ def test_the_environment_says_who_is_asked(scan: str, model: Path, url: str) -> 
     assert "tiny" in stdout
     _, stderr = run("ask", scan, "What?", env=environment | {"MEDSIGHT_TOKEN": "wrong"}, code=2)
     assert stderr == (
-        "error: The token is missing or wrong. Send the header Authorization: Bearer TOKEN, with the token that the "
-        "server was started with.\n"
+        "error: The token is missing or wrong. Give the token that the server was started with: --token or "
+        "MEDSIGHT_TOKEN; over HTTP, the header Authorization: Bearer TOKEN.\n"
     )
     _, stderr = run("ask", scan, "What?", "--model", str(model), env=environment, code=2)
     assert "Leave out one of --backend and --model" in stderr

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -204,3 +207,53 @@ def test_results_go_through_a_link(picture: Volume, answering: Answering, tmp_pa
     (tmp_path / "link").symlink_to(tmp_path / "real")
     write_answer(*answering(picture), tmp_path / "link")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "report.html").is_file()
+
+
+FULL = """
+import sys
+from pathlib import Path
+import numpy as np
+from pydicom import examples
+from medsight_core.errors import InputError
+from medsight_core.imaging.volume import open_volume
+from medsight_core.output.writer import write_answer
+from medsight_core.regions import Answer, Provenance, Question, Region, Span
+
+disk = Path(sys.argv[1])
+volume = open_volume(Path(examples.get_path("ct")))
+mask = np.zeros((128, 128), bool)
+mask[30:60, 40:80] = True
+where = {"slice_index": 0, "mask": mask, "frame": volume.slice_frame(0)}
+region = Region(code="[C0_1]", label="liver", span=Span(0, 5), score=0.9, **where)
+origin = Provenance(model="any", digest="0" * 16)
+answer = Answer(text="liver", raw="liver", regions=(region,), warnings=(), provenance=origin)
+question = Question(text="Where is the liver?", volume=volume, slice_index=0)
+def contents():
+    return {path: path.read_bytes() for path in disk.rglob("*") if path.is_file()}
+
+written = write_answer(question, answer, disk / "out")
+with open(disk / "others", "wb", buffering=0) as others:
+    others.write(bytes(2**24))  # as far as there is room
+before = contents()
+for room in (0, 10_000, 100_000):  # less than it takes
+    with open(disk / "others", "r+b") as others:
+        others.truncate(len(before[disk / "others"]) - room)
+    before = contents()
+    for folder in (disk / "out", disk / "new"):
+        try:
+            write_answer(question, answer, folder)
+            print("written")
+        except InputError as error:
+            print(error.code, "No space left" in error.sentence, contents() == before, len(list(disk.iterdir())))
+"""
+
+
+def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path: Path, repository: Path) -> None:
+    """On a file system of 1 MB, in a namespace of its own."""
+    unshare = shutil.which("unshare")
+    script = 'mount -t tmpfs -o size=1m none "$1" && exec "$2" -c "$3" "$1"'
+    command = [str(unshare), "-rm", "sh", "-c", script, "sh", str(tmp_path), sys.executable]
+    if unshare is None or subprocess.run([*command, "pass"], capture_output=True, check=False).returncode:
+        pytest.skip("this system lets no user mount a small file system")
+    run = subprocess.run([*command, FULL], cwd=repository, capture_output=True, text=True, check=False, timeout=120)
+    assert run.stdout.splitlines() == ["bad_output True True 2"] * 6, run.stdout + run.stderr

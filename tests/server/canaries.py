@@ -54,7 +54,7 @@ _KEPT: Final = """
 _STRUCTURE: Final = frozenset(map(Tag, _KEPT.split()))
 
 
-def leaks(content: bytes | str) -> list[str]:
+def leaks(content: bytes | bytearray | str) -> list[str]:
     """Every planted value in ``content``."""
     data = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
     found = []

@@ -155,7 +155,7 @@ def test_every_error_is_a_problem(running: Running) -> None:
         assert (reply.status_code, reply.json()["code"]) == (status, code), reply.text
         assert reply.headers["content-type"] == "application/problem+json"
         problem = reply.json()
-        assert problem.keys() == {"type", "title", "status", "code", "detail", "remedy", "request_id"}
+        assert problem.keys() == {"type", "title", "status", "code", "detail", "remedy", "request_id", "error"}
         assert problem["status"] == status
         assert problem["request_id"] == reply.headers["x-request-id"]
         assert problem["detail"].endswith(".")

@@ -34,11 +34,11 @@ PATIENT = f"{WORD} {NAME}"
 
 @dataclass
 class Recorder:
-    """Keeps every byte of every request and response of an application."""
+    """Keeps every byte of every request and response of an application, in the order in which requests came."""
 
     app: ASGIApp
-    requests: list[tuple[str, bytes, bytes]] = field(default_factory=list)
-    responses: list[tuple[str, bytes]] = field(default_factory=list)
+    requests: list[tuple[str, bytes, bytearray]] = field(default_factory=list)
+    responses: list[tuple[str, bytearray]] = field(default_factory=list)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -49,6 +49,9 @@ class Recorder:
             scope["raw_path"] + b"?" + scope["query_string"] + b"\n".join(b": ".join(pair) for pair in scope["headers"])
         )
         body, answer = bytearray(), bytearray()
+        # Now, and not at the end, at which whoever asked has the answer already and may go on.
+        self.requests.append((what, head, body))
+        self.responses.append((what, answer))
 
         async def heard() -> Message:
             message = await receive()
@@ -60,11 +63,7 @@ class Recorder:
             answer.extend(b"\n".join(b": ".join(pair) for pair in message.get("headers", ())))
             await send(message)
 
-        try:
-            await self.app(scope, heard, said)
-        finally:
-            self.requests.append((what, head, bytes(body)))
-            self.responses.append((what, bytes(answer)))
+        await self.app(scope, heard, said)
 
 
 class LogKeeper(logging.Handler):
@@ -177,7 +176,7 @@ def _failing(run: Run, call: Any) -> None:
 
 
 def uploads(run: Run) -> list[bytes]:
-    return [body for what, _, body in run.recorder.requests if what.startswith("PUT /v1/volumes/") and body]
+    return [bytes(body) for what, _, body in run.recorder.requests if what.startswith("PUT /v1/volumes/") and body]
 
 
 def test_the_planted_values_would_be_found() -> None:

@@ -226,6 +226,7 @@ def test_another_model_is_not_found(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as refused:
         client.chat.completions.create(model="gpt-4", messages=asking())
     assert refused.value.code == "model_not_found"
+    assert "does not have that model. It has: tiny." in refused.value.message, "chat programs show no more than that"
 
 
 def test_several_answers_at_once_are_not_made(client: openai.OpenAI) -> None:

@@ -169,6 +169,7 @@ def test_a_missing_checkpoint_does_not_start(tmp_path: Path) -> None:
         (["--cert", "missing.pem", "--key", "missing.key"], "missing.pem"),
         (["--host", "192.0.2.1", "--token", TOKEN, "--behind-proxy"], "192.0.2.1"),
         (["--host", "no.such.host.invalid", "--token", TOKEN, "--behind-proxy"], "no.such.host.invalid"),
+        (["--host", "a..b", "--token", TOKEN, "--behind-proxy"], "a..b"),
     ],
 )
 def test_what_cannot_or_must_not_listen_says_why(
