@@ -125,6 +125,8 @@ def unfit(base: LanguageBase) -> str | None:
         return "whose table of words is not called embed_tokens"
     if not isinstance(head, nn.Linear) or head.bias is not None:
         return "whose head is more than one matrix"
+    if any(".experts." in name for name, _ in decoder.named_parameters()):
+        return "whose layers are mixtures of experts, which the library stores under other names than it computes with"
     if len(base.tokenizer) > base.decoder.embed_tokens.num_embeddings:
         return f"whose tokenizer has {len(base.tokenizer)} words for {decoder.embed_tokens.num_embeddings} rows"
     ids = torch.arange(min(8, head.out_features))[None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,7 @@ from medsight_core.errors import MedSightError
 @contextmanager
 def needs_extra(name: str) -> Iterator[None]:
     """Turns a missing package into a sentence that says which extra of MedSIGHT brings it."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its notices are not for the person who trains
     try:
         yield
     except ModuleNotFoundError as error:

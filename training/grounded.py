@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medsight_core.errors import InputError
 from medsight_core.model import ImageFeatures, MedSightForConditionalGeneration, MedSightProcessor
 from training.clicks import Pointing, go_on, point_at, rasters
 from training.data.augment import Batch, augment
@@ -32,7 +33,7 @@ class GroundedConfig:
         turns: per image.
         size: input side.
         negatives: how much likelier than by their number images are that show nothing of what their data set knows.
-        prompted: share of the images with a prompt.
+        prompted: share of the images with a prompt; none where the model reads no prompts.
         misplaced: share of the prompts that point at nothing.
         refined: share of the batches in which a first answer to the prompts is corrected by further clicks.
         bce, dice: weights of L_seg.
@@ -107,6 +108,7 @@ class Grounded:
         self.classes = {name: index for index, name in enumerate(model.config.class_names)}
         self.code_names = [processor.codes.name(code) for code in processor.codes]
         self.groups = {name: index for index, name in enumerate(model.config.modality_names)}
+        self.prompted = config.prompted if model.model.prompt_encoder is not None else 0.0
 
     @torch.no_grad()
     def scene(self, rng: np.random.Generator) -> Scene:
@@ -114,7 +116,7 @@ class Grounded:
         config, model = self.config, self.model.model
         chosen = rng.choice(len(self.samples), config.images, p=self.weights)
         batch = augment([self.samples[i] for i in chosen], size=config.size, rng=rng, strength=config.strength)
-        pointings = point_at(batch, rng, share=config.prompted, misplaced=config.misplaced)
+        pointings = point_at(batch, rng, share=self.prompted, misplaced=config.misplaced)
         vision = model.vision(normalise(batch.images, self.processor).to(self.model.device))
         if not any(pointings):
             return Scene(batch=batch, pointings=pointings, features=model.perceive(vision))
@@ -141,7 +143,14 @@ class Grounded:
 
     @torch.no_grad()
     def codes(self, scene: Scene) -> list[dict[int, str]]:
-        """Name of the region code of each target of each image: the code of the query that matches it."""
+        """Name of the region code of each target of each image: the code of the query that matches it.
+
+        Where the model has no group of that name, as the released one has none, the group is the one it takes the image
+        for: so its authors did it.
+
+        Raises:
+            InputError: no_codebook.
+        """
         batch, features = scene.batch, scene.features
         names: list[dict[int, str]] = [{} for _ in batch.samples]
         image, query, target = match_images(features.regions, batch, self.classes, self.model.config.num_region_queries)
@@ -149,8 +158,19 @@ class Grounded:
             for masks, of_image in zip(batch.masks, names, strict=True):
                 of_image.update(dict.fromkeys(range(len(masks)), self.code_names[0]))
             return names
-        known = torch.tensor([self.groups.get(s.modality, 0) for s in batch.samples], device=query.device)
-        index = self.model.model.codebook(features.regions.queries, known).index
+        codebook = self.model.model.codebook
+        if codebook is None:
+            raise InputError(
+                "no_codebook",
+                "The model has no codebook, which tells the region codes of what it is trained on.",
+                "Where it was converted, convert it again with --codebook FILE.",
+            )
+        likely = codebook.modality_predictor(features.vision.summary).argmax(-1).tolist()
+        known = torch.tensor(
+            [self.groups.get(sample.modality, guess) for sample, guess in zip(batch.samples, likely, strict=True)],
+            device=query.device,
+        )
+        index = codebook(features.regions.queries, known).index
         per_group = self.model.config.codes_per_group
         for i, q, t in zip(image.tolist(), query.tolist(), target.tolist(), strict=True):
             names[i][t] = self.code_names[int(known[i]) * per_group + int(index[i, q])]

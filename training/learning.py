@@ -75,6 +75,8 @@ def train(
     Say the same again to go on after an interruption. Curves: tensorboard --logdir RUN.
 
     Example: medsight train all --config mini --run runs/mini data.root=data/seg data.volumes=null
+
+    Adapters for a model that is trained: medsight train 4 --lora --config 8b start=medsight-8b/ data.root=data/seg
     """
     with needs_extra("train"):
         from training.recipe import read_recipe
@@ -92,6 +94,9 @@ def train(
     if stage not in ("1", "2", "3", "4", "all"):
         raise InputError("bad_stage", f"There is no stage '{stage}'.", "Say 1, 2, 3, 4, all or export.")
     recipe = read_recipe(config, overrides or [])
+    if stage == "all" and recipe.get("start"):
+        sentence = "start=FOLDER says what one stage starts from."
+        raise InputError("bad_stage", sentence, "Name that stage instead of all.")
     if lora:
         recipe["lora"] = recipe.get("lora") or {}
     job = Run(recipe, run, lambda text: typer.echo(text, err=True))

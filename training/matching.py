@@ -30,7 +30,7 @@ def match(
         mask_logits: `(queries, height, width)`.
         class_logits: `(queries, classes + 1)`.
         targets: masks in 0..1 `(targets, height, width)`.
-        classes: class of each target `(targets,)`.
+        classes: class of each target `(targets,)`; -1 where the model has no such class, and masks alone decide.
         bce, dice, ce: weights of the cost's parts; the class part is minus the probability of the target's class.
 
     Returns:
@@ -41,7 +41,7 @@ def match(
     cross = (F.softplus(-logits) @ targets.T + F.softplus(logits) @ (1 - targets).T) / pixels
     p = logits.sigmoid()
     overlap = 1 - (2 * p @ targets.T + 1) / (p.sum(1)[:, None] + targets.sum(1)[None] + 1)
-    likely = class_logits.float().softmax(-1)[:, classes]
+    likely = class_logits.float().softmax(-1)[:, classes] * (classes >= 0)
     cost = bce * cross + dice * overlap - ce * likely
     rows, columns = linear_sum_assignment(cost.T.cpu().numpy())
     return torch.as_tensor(columns, device=logits.device), torch.as_tensor(rows, device=logits.device)
@@ -55,7 +55,7 @@ def match_images(
     Args:
         regions: the perceiver's output.
         batch: images and targets.
-        classes: index of each class name.
+        classes: index of each class name that the model knows.
         queries: how many of the queries take part (prompt tokens behind them do not).
 
     Returns:
@@ -67,7 +67,8 @@ def match_images(
         visible = (masks.flatten(1).sum(1) > VISIBLE).nonzero().flatten()
         if not len(visible):
             continue
-        names = torch.tensor([classes[batch.samples[i].targets[t].name] for t in visible.tolist()], device=device)
+        targets = [batch.samples[i].targets[t] for t in visible.tolist()]
+        names = torch.tensor([classes.get(one.name, -1) for one in targets], device=device)
         truth = at_size(masks[visible].to(device), regions.mask_logits.shape[-2:])
         rows, columns = match(regions.mask_logits[i, :queries], regions.class_logits[i, :queries], truth, names)
         image.append(torch.full_like(rows, i))

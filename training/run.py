@@ -1,7 +1,7 @@
 """Runs a stage of a recipe: data, model, stage, loop.
 
 Stages live in one run folder: `stage1`, `stage2`, `stage3-codebook`, `stage3-align`, `stage4`. Each starts from the
-one before and can be interrupted and resumed.
+one before, or from the recipe's `start`, a model that was trained elsewhere, and can be interrupted and resumed.
 """
 
 import shutil
@@ -80,12 +80,13 @@ class Run:
             raise InputError("bad_stage", f"There is no stage {number}.", "Stages are 1, 2, 3 and 4.")
         if number == 1:
             return self.stage1()
-        source = self.folder / BEFORE[number] / "last"
+        start = self.recipe.get("start")
+        source = Path(start) if start else self.folder / BEFORE[number] / "last"
         if not source.exists():
             raise InputError(
                 "missing_stage",
                 f"Stage {number} starts from {source}, which is not there.",
-                f"Train stage {number - 1} first.",
+                f"Train stage {number - 1} first, or name a trained model: start=FOLDER.",
             )
         return {2: self.stage2, 3: self.stage3, 4: self.stage4}[number](source)
 
@@ -197,7 +198,7 @@ class Run:
             InputError: bad_size.
         """
         wanted = processor.image_processor.size
-        if self.recipe.get("base") and any(side != wanted for side in sides):
+        if (self.recipe.get("base") or self.recipe.get("start")) and any(side != wanted for side in sides):
             raise InputError(
                 "bad_size",
                 f"The recipe asks for pictures of {', '.join(map(str, sides))} pixels, and the encoder takes {wanted}.",

@@ -213,13 +213,13 @@ class Slots:
         """The likeliest next token of each text `(texts, hidden)`."""
         if not texts:
             return []
-        logits = self._model.lm_head(hidden)
+        logits = self._model.lm_head(hidden).float()  # a penalty in half precision would make ties
         scores = logits
         if self._penalty != 1.0:
             scores = _penalised(logits, torch.stack([self._seen[text] for text in texts]), self._penalty)
         tokens = scores.argmax(-1).tolist()
         likely = {
-            row: min(1.0, float(logits[row].float().softmax(-1)[token]))
+            row: min(1.0, float(logits[row].softmax(-1)[token]))
             for row, token in enumerate(tokens)
             if token in self._code_ids and token not in self._stop_ids
         }

@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from medsight_core.errors import CheckpointError, InputError
 from medsight_core.inference.checkpoint import COPY_AGAIN, Checkpoint, require_tensors
-from medsight_core.inference.precision import attention, compute_dtype, quantization
+from medsight_core.inference.precision import attention, compute_dtype, quantization, require_packable
 from medsight_core.inference.running import Running
 from medsight_core.inference.spreading import memory_here, spread
 from medsight_core.model import MedSightConfig, MedSightForConditionalGeneration, MedSightProcessor
@@ -39,7 +39,9 @@ def load(
     running = running or Running(device="cpu")
     device = choose_device(running.device)
     config = read_config(checkpoint)
-    require_tensors(checkpoint, expected_shapes(config))
+    shapes = expected_shapes(config)
+    require_tensors(checkpoint, shapes)
+    require_packable(running, device, shapes)
     processor = read_processor(checkpoint, config)
     options = placing(config, running, device)
     with quiet_loading():

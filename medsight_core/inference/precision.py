@@ -7,6 +7,7 @@ is not the language model is a small part of the whole.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Final
 
 import torch
@@ -28,6 +29,9 @@ PRECISE_PARTS: Final = (
     "lm_head",
 )
 """Parts of `MedSightForConditionalGeneration` that are never quantised and never leave the first device."""
+
+_BLOCKS: Final = (32, 64)
+"""Rows and columns that bitsandbytes packs together on the CPU."""
 
 _TYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -63,6 +67,31 @@ def quantization(running: Running, device: torch.device) -> BitsAndBytesConfig |
         bnb_4bit_compute_dtype=compute_dtype(running, device),
         llm_int8_skip_modules=list(PRECISE_PARTS),
     )
+
+
+def require_packable(running: Running, device: torch.device, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Makes sure that weights of 4 bits can be packed for this device: on the CPU only matrices of whole blocks.
+
+    Args:
+        running: How the model is to run.
+        device: Where.
+        shapes: Of all tensors of the model, by name.
+
+    Raises:
+        InputError: bad_precision.
+    """
+    if running.quantized != "int4" or device.type != "cpu":
+        return
+    rows, columns = _BLOCKS
+    for name, shape in shapes.items():
+        inside = name.startswith(LANGUAGE_MODEL + ".") and "embed" not in name and len(shape) == 2
+        if inside and (shape[0] % rows or shape[1] % columns):
+            raise InputError(
+                "bad_precision",
+                f"int4 on the CPU takes matrices whose rows are a multiple of {rows} and whose columns are one of "
+                f"{columns}; {name} is {shape[0]} x {shape[1]}.",
+                "Choose --precision int8 or bf16.",
+            )
 
 
 def attention(running: Running, device: torch.device) -> dict[str, str]:

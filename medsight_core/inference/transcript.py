@@ -34,7 +34,8 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self._before = ""  # what the first tokens of `_ids`, given out already, decode to
+        self._given = 0  # how many of them were given out already
+        self._before = ""  # what these decode to
 
     def feed(self, token: int, *, flush: bool = False) -> str:
         """Takes a token; returns the text that is now certain, or all there is with ``flush``."""
@@ -43,9 +44,12 @@ class Detokenizer:
         if text.endswith(_UNFINISHED) and not flush:
             return ""
         new = text[len(self._before) :]
-        # The last token stays as context: some decoders treat the first token of a text differently.
-        self._ids = [token]
-        self._before = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        if new:
+            # What was given out last stays as context: some decoders treat the first token of a text differently, or
+            # read all bytes in a row as one.
+            self._ids = self._ids[self._given :]
+            self._before = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        self._given = len(self._ids)
         return new
 
     def rest(self) -> str:

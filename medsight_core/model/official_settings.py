@@ -74,6 +74,10 @@ def release_config(instruct: Mapping[str, Any], **changes: Any) -> MedSightConfi
             ("use_sep_proj", False),
             ("mm_use_im_start_end", False),
             ("tie_word_embeddings", False),
+            ("hidden_act", "silu"),
+            ("attention_bias", False),
+            ("use_sliding_window", False),
+            ("rope_scaling", None),
         )
         if instruct.get(name, expected) != expected
     ]

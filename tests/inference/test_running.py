@@ -109,7 +109,7 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 def test_only_the_language_model_is_quantised(chosen: str, stored: torch.dtype) -> None:
     """Every linear layer of it, and nothing else; the rest is bit for bit what it was, and it answers.
 
-    With medsight-mini: on some processors bitsandbytes takes no rows of less than 64 for 4 bits.
+    With medsight-mini, whose matrices come in the blocks that 4 bits are packed in on some processors.
     """
     whole = Engine.from_pretrained(EMBEDDED, device="cpu")
     engine = Engine.from_pretrained(EMBEDDED, device="cpu", precision=chosen)
@@ -126,6 +126,12 @@ def test_only_the_language_model_is_quantised(chosen: str, stored: torch.dtype) 
     assert answer.provenance.settings["language_model"] == chosen
     assert answer.provenance.tokens["completion"] > 0
     assert "language_model" not in whole.answer(ask_about(noise()), max_new_tokens=1).provenance.settings
+
+
+@needs_bitsandbytes
+def test_four_bits_refuse_matrices_that_cannot_be_packed(checkpoint: Path) -> None:
+    with pytest.raises(InputError, match=r"multiple of 32 .* 64; model\.language_model\.layers\.0\..* is 32 x 32"):
+        load(open_checkpoint(checkpoint), Running(device="cpu", precision="int4"))
 
 
 @needs_bitsandbytes

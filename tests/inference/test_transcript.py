@@ -7,7 +7,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from medsight_core.codes import RegionVocabulary
@@ -49,6 +49,19 @@ def test_any_text_comes_through_byte_by_byte(text: str) -> None:
     stream = Detokenizer(TOKENIZER.backend_tokenizer)
     tokens = [token for character in text for token in ids(character)]
     assert "".join(stream.feed(token) for token in tokens) + stream.rest() == TOKENIZER.decode(tokens)
+
+
+@given(st.text("aé你🫀 ", max_size=12))
+def test_letters_that_are_spelt_in_bytes_come_through(text: str) -> None:
+    """As in the vocabularies of Llama 2, Mistral and Gemma, whose decoder reads all bytes in a row as one."""
+    words = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"▁": 256, "a": 257}
+    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokens = tokenizer.encode(text.replace(" ", "▁")).ids
+    stream = Detokenizer(tokenizer)
+    assert "".join(map(stream.feed, tokens)) + stream.rest() == tokenizer.decode(tokens) == text.removeprefix(" ")
 
 
 def test_a_character_of_several_bytes_comes_whole() -> None:

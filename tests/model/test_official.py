@@ -218,6 +218,8 @@ def test_configuration(settings: MedSightConfig) -> None:
         ({"use_sep_proj": True}, "use_sep_proj"),
         ({"mm_projector_type": "linear"}, "mm_projector_type"),
         ({"hidden_size": None}, "hidden_size"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling"),
     ],
 )
 def test_other_releases(changes: dict[str, object], named: str) -> None:

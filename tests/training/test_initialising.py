@@ -258,6 +258,8 @@ def test_language_models_that_do_not_fit_are_refused_in_words(encoder: Path, tmp
     refused(InputError, "head is more than one matrix", biased, encoder, out)
     gpt = write_language_model(tmp_path / "gpt2", "gpt2", n_embd=32, n_layer=1, n_head=2, n_positions=64)
     refused(InputError, "not called embed_tokens", gpt, encoder, out)
+    experts = write_language_model(tmp_path / "mixtral", "mixtral", num_local_experts=2)
+    refused(InputError, "mixtures of experts", experts, encoder, out)
     refused(InputError, "does not know as a causal language model", encoder, encoder, out)
     whole = write_language_model(tmp_path / "llama", "llama")
     next(whole.glob("model-00002*")).unlink()
