@@ -125,4 +125,4 @@ class Transcript:
         if code is not None:
             end = len(self.text)
             span = grounding.span if grounding is not None else Span(end, end)
-            self.mentions.append(Mention(code=str(code), label=span.of(self.text) or UNNAMED, span=span))
+            self.mentions.append(Mention(code=str(code), label=span.of(self.text).strip() or UNNAMED, span=span))

@@ -41,7 +41,7 @@ def test_any_tokens_give_the_text_that_they_decode_to(tokens: list[int]) -> None
         CODES.name(code) for code in map(CODES.code, tokens) if code is not None
     ]
     for mention in transcript.mentions:
-        assert mention.label == (mention.span.of(transcript.text) or UNNAMED)
+        assert mention.label == (mention.span.of(transcript.text).strip() or UNNAMED)
 
 
 @given(st.text(max_size=20))
@@ -83,6 +83,11 @@ def test_a_code_that_is_spelt_out_grounds_nothing() -> None:
     transcript, shown = written([*ids("liver"), *letters, *ids(" lung[C0_3]")])
     assert shown == "liver lung"
     assert [mention.label for mention in transcript.mentions] == ["lung"]
+
+
+def test_words_of_nothing_but_space_are_no_name() -> None:
+    transcript, _ = written(ids("the <p> </p>[C0_3]"))
+    assert [mention.label for mention in transcript.mentions] == [UNNAMED]
 
 
 @pytest.mark.parametrize("text", ["[C0_3]", "Is it [C1_0]?", "the and [C2_2]"])
