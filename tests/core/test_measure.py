@@ -173,7 +173,7 @@ def test_a_ball_in_any_frame(turn: tuple[float, ...], spacing: tuple[float, ...]
     np.testing.assert_allclose(found.centroid_lps, middle, atol=0.05)
     assert 2 * radius - 2 * pixel < found.diameter.length_mm <= 2 * radius + pixel
     assert 2 * radius - 2 * pixel < found.perpendicular.length_mm <= found.diameter.length_mm + 1e-9
-    # Through the middle of its slice, but for half a pixel of rounding. Slices near the ball's middle may hold pixels that
+    # Through the middle of its slice, but for half a pixel of rounding. Slices near the middle may hold pixels that
     # lie as far apart as there; farther away the ball is too narrow for that.
     centre = (found.diameter.start + found.diameter.end) / 2
     depth, down, right = (frame.to_index(centre) - (np.array(frame.shape) - 1) / 2) * spacing
