@@ -288,7 +288,7 @@ def test_the_released_model_comes_from_two_places_and_says_how_to_convert_it(hom
     assert Path(out) == home / "models" / "medsight-8b"
     assert option == "--clip" and Path(clip).is_file()
     assert str(REPOSITORY) not in line
-    refused = medsight("ask", "README.md", "Where?", "--model", "medsight-8b")
+    refused = medsight("ask", str(REPOSITORY / "README.md"), "Where?", "--model", "medsight-8b")
     assert refused.exit_code == 2 and "not converted yet" in refused.stderr and "medsight convert" in refused.stderr
 
 
