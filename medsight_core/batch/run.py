@@ -25,7 +25,7 @@ from medsight_core.cli.console import status
 from medsight_core.cli.group import say
 from medsight_core.errors import InputError, MedSightError
 from medsight_core.imaging.volume import Kind
-from medsight_core.output.folder import check_folder
+from medsight_core.output.folder import alone, check_folder
 
 LOCK: Final = ".medsight-batch.lock"
 SOME_FAILED: Final = 1
@@ -87,7 +87,7 @@ def run_batch(
         _say_summary(job, {"scans": len(items), "left": left}, as_json=as_json)
         return
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(out):
+    with alone(out, LOCK):
         try:
             with metered(left, quiet=hush) as meter, _stoppable():
                 _work(job, todos, meter, workers=workers, ray=ray)
@@ -127,28 +127,6 @@ def _say_summary(job: Job, counts: dict[str, int], *, as_json: bool) -> None:
         return
     typer.echo(f"{counts['answered']} answered, {counts['failed']} failed. Written to {job.out / TABLE}")
     say(f"note: {KEY} says whose scans these are; keep it where the archive is kept. Research use only.")
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Makes sure that no other run writes into the same folder.
-
-    Raises:
-        InputError: in_use.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows: two runs would do the same work twice
-        yield
-        return
-    with (out / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                "in_use", f"Another run is writing into {out}.", "Wait for it, or choose another --out."
-            ) from error
-        yield
 
 
 @contextmanager

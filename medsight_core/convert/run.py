@@ -29,7 +29,7 @@ from medsight_core.inference import checked
 from medsight_core.inference.checkpoint import open_checkpoint
 from medsight_core.model import MedSightImageProcessor, MedSightProcessor
 from medsight_core.model.official_settings import GENERATION, IMAGE_OPTIONS, IMAGE_TOKEN, PROCESSOR_OPTIONS
-from medsight_core.output.folder import check_folder
+from medsight_core.output.folder import alone, check_folder
 
 INTERRUPTED: Final = 130
 DTYPES: Final[Mapping[str, str]] = {"float32": "F32", "bfloat16": "BF16"}
@@ -136,7 +136,7 @@ def _refuse_problems(plan: Plan) -> None:
 def _taken(plan: Plan, unfinished: Path) -> Iterator[None]:
     """Takes the unfinished folder for this conversion alone, without what another one left there."""
     unfinished.mkdir(parents=True, exist_ok=True)
-    with _alone(unfinished):
+    with alone(unfinished, LOCK):
         if _state(unfinished).get("fingerprint") != plan.fingerprint():
             for path in unfinished.iterdir():  # of other sources or other settings
                 if path.name != LOCK:
@@ -163,23 +163,6 @@ def _note(unfinished: Path, state: Mapping[str, Any]) -> None:
     partial = unfinished / f"{STATE}.partial"
     partial.write_text(json.dumps(state), encoding="utf-8")
     partial.rename(unfinished / STATE)
-
-
-@contextmanager
-def _alone(unfinished: Path) -> Iterator[None]:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with (unfinished / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                "in_use", f"Another conversion is writing into {unfinished}.", "Wait for it, or choose another folder."
-            ) from error
-        yield
 
 
 def _check_room(plan: Plan, unfinished: Path, kept: Sequence[int]) -> None:

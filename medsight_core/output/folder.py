@@ -160,3 +160,29 @@ def _earlier_files(folder: Path) -> list[Path]:
         if (folder / name).is_dir():
             found += [path for path in sorted((folder / name).iterdir()) if ours.fullmatch(path.name)]
     return [path.relative_to(folder) for path in found if path.is_file() or path.is_symlink()]
+
+
+@contextmanager
+def alone(folder: Path, lock: str) -> Iterator[None]:
+    """Makes sure, while the block runs, that no other run writes into the same folder.
+
+    Args:
+        folder: Exists.
+        lock: Name of the file in it that is locked; it stays there.
+
+    Raises:
+        InputError: in_use.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: two runs would do the same work twice
+        yield
+        return
+    with (folder / lock).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                "in_use", f"Another run is writing into {folder}.", "Wait for it, or choose another folder."
+            ) from error
+        yield
