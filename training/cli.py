@@ -19,7 +19,7 @@ import typer
 
 from medsight_core.cli.group import CommandGroup
 from medsight_core.errors import InputError
-from training.extras import needs_extra
+from training.extras import needs_training
 from training.learning import app as learning
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def segmentation(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON and nothing else.")] = False,
 ) -> None:
     """Dice by text and by point, diagnosis recall, emission, false positives; each with a 95 % interval."""
-    with needs_extra("train"):
+    with needs_training():
         from training.evaluation import bootstrap, questions, report, summary
         from training.evaluation import manifest as manifests
         from training.evaluation.segmentation import run
@@ -118,7 +118,7 @@ def interactive(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON and nothing else.")] = False,
 ) -> None:
     """Dice by text, by one to three simulated clicks and by a box; and clicks on nothing that give nothing."""
-    with needs_extra("train"):
+    with needs_training():
         from training.evaluation import bootstrap, interactive_summary, questions, report, summary
         from training.evaluation import interactive as clicking
         from training.evaluation import manifest as manifests
@@ -192,7 +192,7 @@ def propagation(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON and nothing else.")] = False,
 ) -> None:
     """3D Dice of one click that is followed through a volume, beside a click on every slice."""
-    with needs_extra("train"):
+    with needs_training():
         from training.evaluation import propagation as following
         from training.evaluation import report
 
@@ -240,7 +240,7 @@ def volumes(
 
     Example: medsight eval volumes --manifest data/volumes/manifest.jsonl --only ct_abdomen
     """
-    with needs_extra("train"):
+    with needs_training():
         from medsight_core.imaging.planes import check_plane
         from training.evaluation import report
         from training.evaluation import volumes as measuring

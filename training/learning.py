@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from medsight_core.errors import InputError
-from training.extras import needs_extra
+from training.extras import needs_training
 
 app = typer.Typer()
 
@@ -37,7 +37,7 @@ def init(
     """
     if activation not in (None, "gelu", "quick_gelu"):
         raise InputError("unknown_activation", f"There is no activation {activation!r}.", "Say gelu or quick_gelu.")
-    with needs_extra("train"):
+    with needs_training():
         from training.initialising import MODALITIES, initialise
         from training.recipe import override_value
     values: dict[str, Any] = {}
@@ -78,7 +78,7 @@ def train(
 
     Adapters for a model that is trained: medsight train 4 --lora --config 8b start=medsight-8b/ data.root=data/seg
     """
-    with needs_extra("train"):
+    with needs_training():
         from training.recipe import read_recipe
         from training.run import Run, export
     if stage == "export":
@@ -121,7 +121,7 @@ def merge(
         raise InputError("bad_dtype", f"There is no type {dtype!r}.", "Say bfloat16, float16 or float32.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("out_exists", f"{out} is there already and not empty.", "Name a new folder with --out.")
-    with needs_extra("train"):
+    with needs_training():
         from training.lora import read_base
         from training.run import export
     read_base(adapter)

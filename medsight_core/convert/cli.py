@@ -9,6 +9,7 @@ from typing import Annotated, Final
 import typer
 
 from medsight_core.cli import Json
+from medsight_core.cli.extras import needs_extra
 from medsight_core.errors import InputError
 
 SHARD: Final = "5GB"
@@ -58,8 +59,9 @@ def convert(
     OUT with safetensors files, configuration, tokenizer and processor, README.md that says where everything came from,
     and conversion.json with the digests.
     """
-    from medsight_core.convert.release import Part
-    from medsight_core.convert.run import run_convert
+    with needs_extra("model"):
+        from medsight_core.convert.release import Part
+        from medsight_core.convert.run import run_convert
 
     named: dict[Part, Path | None] = {
         "clip": clip,

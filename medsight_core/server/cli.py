@@ -12,8 +12,8 @@ from typing import Annotated, Final
 import typer
 
 from medsight_core.cli.backends import Compiled, Device, DeviceMap, Precision
+from medsight_core.cli.extras import needs_extra
 from medsight_core.cli.group import CommandGroup
-from medsight_core.errors import MedSightError
 from medsight_core.inference.running import Running
 from medsight_core.server.config import ServerConfig
 from medsight_core.server.serving import cache_folder, run_serve
@@ -96,7 +96,7 @@ def serve(
         origins=tuple(allow_origin or ()),
         answers=waiting + UNDER_WAY,
     )
-    try:
+    with needs_extra("server"):
         run_serve(
             config,
             model=model,
@@ -106,11 +106,6 @@ def serve(
             waiting=waiting,
             replicas=replicas,
         )
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] == "medsight_core":
-            raise  # a defect of ours
-        sentence = f"The package {error.name} is not installed, and this command needs it."
-        raise MedSightError("missing_package", sentence, "Say: pip install 'medsight[server]'.") from error
 
 
 if __name__ == "__main__":
